@@ -1,0 +1,53 @@
+# Every target makes .venv first, once: it is made again when pyproject.toml or constraints.txt change.
+PYTHON ?= python3
+JOBS ?= 2
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest
+
+# pytest ends with 5 when it found no test.  That passes where there may be none yet; every other failure stands.
+MAY_BE_EMPTY := || [ $$? -eq 5 ]
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint benchmark notebooks clean
+
+help:  ## list the targets
+	@echo "make TARGET [PYTHON=python3.12] [JOBS=2]"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(STAMP)  ## run the demonstration
+	$(BIN)/conductance demo
+
+# One thread a worker: two workers with two threads each would fight for two cores.
+test: $(STAMP)  ## run the quick tests and the doctests
+	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow" -n $(JOBS)
+
+# The slow tests run one after the other: they start processes of their own or measure time and memory.
+test-all: $(STAMP)  ## run the slow tests, every doctest and the notebooks
+	$(PYTEST) -m slow tests $(MAY_BE_EMPTY)
+	@if ls notebooks/*.ipynb >/dev/null 2>&1; then set -x; $(PYTEST) --nbmake --nbmake-timeout=300 notebooks; fi
+	$(PYTEST) conductance $(MAY_BE_EMPTY)
+
+lint: $(STAMP)  ## check format, style and types
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
+
+benchmark: $(STAMP)  ## measure speed, memory and accuracy
+	$(BIN)/python -m tests.benchmarks
+
+notebooks: $(STAMP)  ## run the notebooks again and keep their outputs
+	$(PYTEST) --nbmake --overwrite --nbmake-timeout=300 notebooks
+
+clean:  ## remove the environment, caches and build outputs
+	rm -rf $(VENV) build dist *.egg-info .coverage .coverage.* htmlcov
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name .git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "conductance needs Python 3.11 or newer, and '$(PYTHON)' is not." >&2; \
+		echo "Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "Installing into $(VENV), once; this takes a few minutes."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -e '.[test,lint,demo]' -c constraints.txt
+	@touch $@

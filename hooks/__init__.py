@@ -1,0 +1,27 @@
+"""Taps on a model: name the tensors inside it, list them, and receive their activations and gradients."""
+
+from conductance.hooks.capturing import Consumer, capture
+from conductance.hooks.listing import PointTable, list_points
+from conductance.hooks.points import HookPoint
+from conductance.hooks.probing import PointInfo, Probe, probe
+from conductance.hooks.selecting import LayerSpec, Selection, select
+from conductance.hooks.structure import Edge, GraphView, edge_of
+from conductance.hooks.units import producer_unit_axis
+
+__all__ = [
+    "Consumer",
+    "Edge",
+    "GraphView",
+    "HookPoint",
+    "LayerSpec",
+    "PointInfo",
+    "PointTable",
+    "Probe",
+    "Selection",
+    "capture",
+    "edge_of",
+    "list_points",
+    "probe",
+    "producer_unit_axis",
+    "select",
+]

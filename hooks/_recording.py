@@ -1,0 +1,102 @@
+"""Every tensor that passes chosen modules in one run: where, its version, and its place in the graph."""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from conductance.hooks._trees import Index, inputs_again, inputs_tree, is_single, replaced, tensors
+from conductance.hooks.capturing import Side, in_backward
+from conductance.hooks.selecting import Selection
+from conductance.hooks.structure import Edge, edge_of
+
+Place: TypeAlias = tuple[str, Side, int, Index]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One tensor as it passed a hook."""
+
+    alias: Tensor
+    version: int
+    edge: Edge | None
+    is_view: bool
+
+
+class Recorder:
+    """Hooks on the selected modules that note every tensor of floating-point numbers that passes.
+
+    `copied`: views that go on through the model as copies, as a capture sends them on.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any] | Mapping[str, nn.Module],
+        selection: Selection,
+        copied: Collection[Place] = (),
+    ) -> None:
+        self.modules = selection.modules
+        self.root = model.get("") if isinstance(model, Mapping) else model
+        self.copied = copied
+        self.sides = dict.fromkeys((point.module, point.side) for point in selection.points)
+        self.seen: dict[Place, Seen] = {}
+        self.calls: Counter[tuple[str, Side]] = Counter()
+
+    def record(self, run: Callable[[], Tensor | None]) -> Tensor | None:
+        """Run, and note what passes; calls are counted anew each time the model is entered."""
+        with ExitStack() as handles, torch.enable_grad():
+            if isinstance(self.root, nn.Module):
+                handles.callback(self.root.register_forward_pre_hook(self._entered, prepend=True).remove)
+            for name, side in self.sides:
+                module = self.modules[name]
+                if side == "in":
+                    handle = module.register_forward_pre_hook(self._before(name), with_kwargs=True)
+                else:
+                    handle = module.register_forward_hook(self._after(name))
+                handles.callback(handle.remove)
+            return run()
+
+    def moved(self) -> set[Place]:
+        """List the tensors whose version has moved since they were seen."""
+        return {place for place, seen in self.seen.items() if seen.alias._version != seen.version}
+
+    def siblings(self, place: Place) -> list[Place]:
+        """List all tensors of the same output or inputs."""
+        return [other for other in self.seen if other[:3] == place[:3]]
+
+    def _entered(self, _module: nn.Module, _args: Any) -> None:
+        if not in_backward():
+            self.calls.clear()
+
+    def _after(self, name: str) -> Callable[..., Any]:
+        return lambda _module, _args, output: self._note(name, "out", output)
+
+    def _before(self, name: str) -> Callable[..., Any]:
+        def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            changed = self._note(name, "in", inputs_tree(args, kwargs))
+            return None if changed is None else inputs_again(changed, args)
+
+        return before
+
+    def _note(self, name: str, side: Side, tree: Any) -> Any:
+        """Note the tensors of one call; the changed tree where copies go on, else None."""
+        if in_backward():
+            return None
+        call = self.calls[name, side]
+        self.calls[name, side] += 1
+        single = side == "in" and is_single(tree)
+        changed = None
+        for index, tensor in tensors(tree):
+            if not tensor.is_floating_point():
+                continue
+            place: Place = (name, side, call, () if single and index == (0,) else index)
+            if place in self.copied:
+                tensor = tensor.clone()
+                changed = replaced(tree if changed is None else changed, index, tensor)
+            edge = edge_of(tensor) if tensor.requires_grad else None
+            self.seen[place] = Seen(tensor.detach(), tensor._version, edge, tensor._is_view())
+        return changed

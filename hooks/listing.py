@@ -1,0 +1,224 @@
+"""A table of everything in a model that can be tapped."""
+
+import html
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from conductance.hooks._trees import replaced, tensors
+from conductance.hooks.points import HookPoint
+from conductance.hooks.probing import PointInfo, probe
+from conductance.hooks.selecting import LayerSpec, Selection, select
+
+Inputs: TypeAlias = "Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]"
+Target: TypeAlias = int | Callable[[Any], Tensor] | None
+
+_COLUMNS = ("name", "class", "calls", "shape", "unit axis", "cut")
+
+
+class PointTable(tuple[PointInfo, ...]):
+    """Hook points of a model, a tuple of `PointInfo` that prints as a table.
+
+    The column *cut* says yes or no, *together* for a tensor that is a cut only with the other tensors of its
+    output, *unused* where the target does not depend on it, *constant* where nothing that moves reaches it.
+    """
+
+    __slots__ = ()
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Give the cells of the table, as text."""
+        cut_alone = {_output(info) for info in self if info.is_cut}
+        return [_row(info, together=_output(info) not in cut_alone) for info in self]
+
+    def __repr__(self) -> str:
+        table = [_COLUMNS, *self.rows()]
+        widths = [max(len(row[column]) for row in table) for column in range(len(_COLUMNS))]
+        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in table)
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{column}</th>" for column in _COLUMNS)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in self.rows()
+        )
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _output(info: PointInfo) -> HookPoint:
+    """Give what all tensors of one output have in common."""
+    return HookPoint(info.point.module, call=info.point.call, side=info.point.side)
+
+
+def _row(info: PointInfo, *, together: bool) -> tuple[str, ...]:
+    if info.is_cut is None:
+        cut = "–"
+    elif not info.used:
+        cut = "unused"
+    elif not info.moves:
+        cut = "constant"
+    else:
+        cut = "yes" if info.is_cut else "together" if info.set_is_cut and together else "no"
+    shape = "×".join(map(str, info.shape)) or "scalar"
+    return info.name, info.module_type, str(info.calls), shape, str(info.point.unit_axis), cut
+
+
+def list_points(model: nn.Module, inputs: Inputs, *, target: Target = None, path_from: LayerSpec = None) -> PointTable:
+    """List the hook points of a model: every module that runs on these inputs, and each tensor it gives.
+
+    Parameters
+    ----------
+    model
+        The model. It is run once, and left as it was: its buffers and the state of random numbers too.
+    inputs
+        A tensor, a tuple of positional inputs, or a mapping of keyword inputs. Tensors of floating-point
+        numbers are what moves.
+    target
+        What a cut is relative to: an int for ``output[:, target]`` (of the output's ``logits`` if it has
+        such), a callable of the output, or `None` for all numbers in the output.
+    path_from
+        A point whose output moves instead of the inputs, such as a token embedding.
+
+    Returns
+    -------
+    PointTable
+        In the order in which the tensors are made.
+
+    Raises
+    ------
+    TypeError
+        The model is not a module, or inputs or target are of another type.
+    ValueError
+        `path_from` is not one point that runs.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> list_points(model, torch.ones(5, 3), target=0)
+    name     class       calls  shape  unit axis  cut
+    0        Linear      1      5×4    1          yes
+    1        ReLU        1      5×4    1          yes
+    2        Linear      1      5×2    1          yes
+    (model)  Sequential  1      5×2    1          yes
+    """
+    if not isinstance(model, nn.Module):
+        msg = f"list_points: model is a torch.nn.Module, got {type(model).__name__}"
+        raise TypeError(msg)
+    args, kwargs, leaves = _moving(inputs, fixed=path_from is not None)
+    selection = Selection(modules := dict(model.named_modules()), tuple(map(HookPoint, modules)))
+
+    with _as_it_was(model, args, kwargs), torch.enable_grad(), _injection(model, path_from, leaves):
+        found = probe(model, selection, lambda: _scalar(model(*args, **kwargs), target), leaves)
+    if path_from is not None and not leaves:
+        msg = f"path_from: {path_from!r} never ran, or gives no tensor of floating-point numbers"
+        raise ValueError(msg)
+    return PointTable(found.points)
+
+
+def _moving(inputs: Inputs, *, fixed: bool) -> tuple[tuple[Any, ...], dict[str, Any], list[Tensor]]:
+    """Positional and keyword inputs with leaves in place of the tensors that move, and the leaves."""
+    leaves: list[Tensor] = []
+
+    def moving(value: Any) -> Any:
+        if fixed or not isinstance(value, Tensor) or not value.is_floating_point():
+            return value
+        leaves.append(value.detach().requires_grad_())
+        return leaves[-1].clone()
+
+    with torch.enable_grad():
+        if isinstance(inputs, Mapping):
+            return (), {key: moving(value) for key, value in inputs.items()}, leaves
+        if isinstance(inputs, Tensor):
+            return (moving(inputs),), {}, leaves
+        if isinstance(inputs, tuple | list):
+            return tuple(map(moving, inputs)), {}, leaves
+    kind = type(inputs).__name__
+    msg = f"inputs: expected a tensor, a tuple or a mapping of keywords, got {kind}"
+    raise TypeError(msg)
+
+
+def _scalar(output: Any, target: Target) -> Tensor:
+    """Give the number whose graph is asked."""
+    if target is None:
+        parts = [tensor.sum() for _, tensor in tensors(output) if tensor.is_floating_point()]
+        if not parts:
+            msg = "target: the output has no tensor of floating-point numbers; give a callable"
+            raise ValueError(msg)
+        return torch.stack([part.to(parts[0]) for part in parts]).sum()
+    if callable(target):
+        result = target(output)
+        if not isinstance(result, Tensor):
+            msg = f"target: the callable returned {type(result).__name__}, expected a tensor"
+            raise TypeError(msg)
+        return result
+    if not isinstance(target, int):
+        msg = f"target: expected an int, a callable or None, got {type(target).__name__}"
+        raise TypeError(msg)
+    logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    if not isinstance(logits, Tensor):
+        kind = type(output).__name__
+        msg = f"target: an int needs a tensor or .logits as output, got {kind}; give a callable"
+        raise TypeError(msg)
+    return logits[:, target]
+
+
+@contextmanager
+def _injection(model: nn.Module, path_from: LayerSpec, leaves: list[Tensor]) -> Iterator[None]:
+    """Make the output at a point a leaf, each time the model runs."""
+    if path_from is None:
+        yield
+        return
+    selection = select(model, path_from)
+    if len(selection.points) != 1 or selection.points[0].side != "out":
+        msg = f"path_from: expected one point at a module's output, got {path_from!r}"
+        raise ValueError(msg)
+    point = selection.points[0]
+    calls = 0
+
+    def restart(_module: nn.Module, _args: Any) -> None:
+        nonlocal calls
+        calls = 0
+
+    def inject(_module: nn.Module, _args: Any, output: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if point.call not in (None, calls - 1):
+            return None
+        for index, tensor in tensors(output):
+            if index[: len(point.index)] == point.index and tensor.is_floating_point():
+                leaves.append(tensor.detach().requires_grad_())
+                output = replaced(output, index, leaves[-1].clone())
+        return output
+
+    first = model.register_forward_pre_hook(restart, prepend=True)
+    second = selection.modules[point.module].register_forward_hook(inject)
+    try:
+        yield
+    finally:
+        first.remove()
+        second.remove()
+
+
+@contextmanager
+def _as_it_was(model: nn.Module, args: Iterable[Any], kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """Put buffers and the state of random numbers back afterwards."""
+    kept = [
+        (module, name, buffer, None if buffer is None else buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+    ]
+    values = [*model.parameters(), *model.buffers(), *args, *kwargs.values()]
+    devices = {value.device for value in values if isinstance(value, Tensor)}
+    kind = next((device.type for device in devices if device.type in ("cuda", "xpu")), "cuda")
+    numbers = sorted({device.index or 0 for device in devices if device.type == kind})
+    try:
+        with torch.random.fork_rng(numbers, device_type=kind):
+            yield
+    finally:
+        with torch.no_grad():
+            for module, name, buffer, saved in kept:
+                module._buffers[name] = buffer
+                # Batch norm changes its statistics without a new version of the tensor: compare the values.
+                if buffer is not None and saved is not None and not torch.equal(buffer, saved):
+                    buffer.copy_(saved)
