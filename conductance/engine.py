@@ -1,0 +1,193 @@
+"""One batched pass: rows of many paths in, activation and gradient of every hook point out.
+
+A row is one node of one path. All rows of a call go through the model together, and all hook points are served by
+its one backward pass; each tensor is handed to the consumer the moment its gradient exists. The engine knows nothing
+of the quantity that is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from conductance.errors import ConductanceError
+from conductance.hooks import HookPoint, PointInfo, capture
+from conductance.path import StraightPath
+from conductance.targets import TargetFunction
+
+#: Receives the number of the point, its activation and its gradient, both (rows, …) with the batch axis first.
+Consumer: TypeAlias = Callable[[int, Tensor, Tensor], None]
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """What is known of each row after a call, on the host in float64.
+
+    Attributes
+    ----------
+    output
+        F of each row, shape ``(rows,)``.
+    slope
+        ``dF/da`` of each row: the leaf's gradient times ``x - x'``.
+    """
+
+    output: NDArray[np.float64]
+    slope: NDArray[np.float64]
+
+
+class Engine:
+    """Runs rows of a path through a model and serves every hook point.
+
+    Parameters
+    ----------
+    model
+        The model, or any callable that runs the modules.
+    modules
+        The modules of the points by name.
+    points
+        What is tapped, from a probe. The leaves follow as further points: point ``len(points) + i`` is the i-th
+        moving input.
+    path
+        The path that rows lie on.
+    target
+        Reduces a model output to one number a row.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        modules: Mapping[str, nn.Module],
+        points: Sequence[PointInfo],
+        path: StraightPath,
+        target: TargetFunction,
+    ) -> None:
+        self.model = model
+        self.points = tuple(points)
+        self.path = path
+        self.target = target
+        root = {"": model} if isinstance(model, nn.Module) else {}
+        self._modules = {**modules, **root}
+        self._numbers = {info.point: number for number, info in enumerate(points)}
+        self._clone = [info.point for info in points if info.in_place]
+
+    def run(self, paths: NDArray[np.int64], alphas: NDArray[np.float64], consumer: Consumer) -> Nodes:
+        """Run rows forward and backward.
+
+        Parameters
+        ----------
+        paths, alphas
+            Path and place of each row, shape ``(rows,)``.
+        consumer
+            Called for every tapped tensor that the target depends on, in the order of the backward pass, the
+            leaves last.
+
+        Returns
+        -------
+        Nodes
+            F and its slope along the path at every row.
+        """
+        device = self.path.device
+        which = torch.as_tensor(paths, device=device)
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        rows = self.path.rows(which, torch.as_tensor(alphas).to(device=device, dtype=wide))
+
+        def deliver(point: HookPoint, activation: Tensor, gradient: Tensor) -> None:
+            number = self._numbers[point]
+            axis = point.batch_axis
+            if activation.shape[axis] != len(paths):
+                raise _not_rows(point, activation, len(paths))
+            consumer(number, activation.movedim(axis, 0), gradient.movedim(axis, 0))
+
+        with capture(self._modules, list(self._numbers), deliver, clone=self._clone):
+            output = self.target(self.model(*rows.args, **rows.kwargs), which // self.path.per_example)
+            gradients = torch.autograd.grad(output.sum(), rows.leaves, allow_unused=True)
+        slope = torch.zeros(len(paths), dtype=wide, device=device)
+        for number, (leaf, gradient) in enumerate(zip(rows.leaves, gradients, strict=True), len(self.points)):
+            if gradient is None:
+                continue
+            direction = self.path.directions(which)[number - len(self.points)]
+            slope += (gradient.to(wide) * direction.to(wide)).reshape(len(paths), -1).sum(1).to(device)
+            consumer(number, leaf.detach(), gradient)
+        return Nodes(_on_host(output), _on_host(slope))
+
+    def diagnose(self, paths: NDArray[np.int64], alphas: NDArray[np.float64]) -> str:
+        """Say where NaN or infinity first appears on rows known to hold one; a sentence for an error."""
+        forward: list[str] = []
+        backward: list[str] = []
+
+        def activation(point: HookPoint, tensor: Tensor) -> None:
+            if not bool(torch.isfinite(tensor).all()):
+                forward.append(point.name)
+
+        def gradient(point: HookPoint, _: Tensor, tensor: Tensor) -> None:
+            if not bool(torch.isfinite(tensor).all()):
+                backward.append(point.name)
+
+        which = torch.as_tensor(paths, device=self.path.device)
+        rows = self.path.rows(which, torch.as_tensor(alphas, device=self.path.device, dtype=self.path.dtype))
+        points = list(self._numbers)
+        with capture(self._modules, points, gradient, clone=self._clone, on_activation=activation):
+            output = self.target(self.model(*rows.args, **rows.kwargs), which // self.path.per_example)
+            if not forward:
+                torch.autograd.grad(output.sum(), rows.leaves, allow_unused=True)
+        if forward:
+            return f"the activation of layer {forward[0]!r} holds NaN or infinity"
+        if not bool(torch.isfinite(output).all()):
+            return "the target is NaN or infinity although the activations of the layers asked are finite"
+        if backward:
+            return f"the gradient at layer {backward[0]!r} holds NaN or infinity, its activation does not"
+        return "the gradient at the inputs holds NaN or infinity, at the layers asked it does not"
+
+
+def non_finite(engine: Engine, paths: NDArray[np.int64], alphas: NDArray[np.float64]) -> ConductanceError:
+    """The error for rows whose target or gradient is not finite: says where, at which place of which example."""
+    example = int(paths[0]) // engine.path.per_example
+    return ConductanceError(
+        f"{engine.diagnose(paths[:1], alphas[:1])} (example {example}, at {alphas[0]:.6g} of the path from baseline to "
+        "input); choose a baseline at which the model is well defined, or a target before the operation that overflows"
+    )
+
+
+def _not_rows(point: HookPoint, activation: Tensor, rows: int) -> ConductanceError:
+    return ConductanceError(
+        f"layer {point.name!r} gave a tensor of shape {tuple(activation.shape)} for {rows} rows: its axis "
+        f"{point.batch_axis} is not the batch, so its values cannot be told apart by example; leave this layer out, or "
+        "give HookPoint(…, batch_axis=…)"
+    )
+
+
+def _on_host(values: Tensor) -> NDArray[np.float64]:
+    result: NDArray[np.float64] = values.detach().to("cpu").double().numpy()
+    return result
+
+
+@contextmanager
+def undisturbed(model: Callable[..., Any], modules: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Run a model for its gradients and leave it as it came.
+
+    Parameters need no gradient meanwhile (less is stored); random state and the buffers of modules in train mode
+    are put back; works inside ``no_grad`` and ``inference_mode``.
+    """
+    roots = [model] if isinstance(model, nn.Module) else list(modules.values())
+    parameters = {p for root in roots for p in root.parameters() if p.requires_grad}
+    buffers = [b for root in roots for m in root.modules() if m.training for b in m.buffers(recurse=False)]
+    saved = [buffer.clone() for buffer in buffers]
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices):
+        try:
+            for parameter in parameters:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+            with torch.no_grad():
+                for buffer, value in zip(buffers, saved, strict=True):
+                    buffer.copy_(value)

@@ -1,0 +1,228 @@
+"""A fixed number of evaluations for each example: panels laid out beforehand, reduced as each gradient arrives.
+
+Rows of several paths share a call; a path of more nodes than a call may have is spread over calls, and the rows of a
+panel that is not complete yet (or the one row that two panels share) are carried over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from conductance import quadrature
+from conductance.collecting import Collector, Finished
+from conductance.engine import Engine, Nodes, non_finite
+from conductance.panels import Floats
+from conductance.refinement import ROUNDINGS, Rules
+from conductance.sums import BLOCK, RunningSums, wide_dtype, work_dtype
+
+
+class FixedRule:
+    """Total conductance of all examples at ``n_steps`` nodes each.
+
+    Parameters
+    ----------
+    engine
+        Runs the rows.
+    sums
+        Running sums; as many examples as they hold share calls.
+    collector
+        Receives each example when it is done.
+    rules
+        The tolerance that ``converged`` is judged by, and the rows of one call.
+    n_steps
+        Nodes of a path, ends included.
+    kinked
+        Trapezoids in activation space on equidistant nodes, or Chebyshev panels.
+    precision
+        Unit roundoff of each point, ``(points,)``.
+    ends
+        First and last place on the path.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        sums: RunningSums,
+        collector: Collector,
+        rules: Rules,
+        n_steps: int,
+        *,
+        kinked: bool,
+        flights: int,
+        precision: Floats,
+        ends: tuple[float, float],
+    ) -> None:
+        self.engine = engine
+        self.sums = sums
+        self.collector = collector
+        self.rules = rules
+        self.precision = precision
+        self.kinked = kinked
+        self.ends = ends
+        self._flights = flights
+        self.panels = () if kinked else quadrature.fixed_panels(n_steps)
+        self._matrices: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
+        self.nodes = ends[0] + (ends[1] - ends[0]) * quadrature.fixed_nodes(n_steps, kinked=kinked)
+        self.magnitude = np.zeros((flights * engine.path.per_example, len(sums.layouts)))
+
+    def run(self, advance: Callable[[int], Any]) -> None:
+        """Work through all examples; ``advance`` is told how many are done."""
+        each = self.engine.path.per_example
+        for first in range(0, self.engine.path.batch, self._flights):
+            examples = range(first, min(first + self._flights, self.engine.path.batch))
+            outputs = np.zeros((len(examples) * each, 2))
+            leaf = np.zeros(len(examples) * each)
+            self.magnitude[:] = 0.0
+            self._paths(first * each, len(examples) * each, outputs, leaf)
+            self._finish(examples, outputs.reshape(len(examples), each, 2).mean(1), leaf.reshape(-1, each).mean(1))
+            advance(len(examples))
+
+    def _paths(self, first: int, count: int, outputs: Floats, leaf: Floats) -> None:
+        """Run ``count`` paths, as many in one call as fit, or one in several calls."""
+        total = len(self.nodes)
+        together = max(1, self.rules.rows // total)
+        for start in range(0, count, together):
+            slots = np.arange(start, min(start + together, count))
+            pieces = _Pieces(self, torch.as_tensor(slots))
+            begin = 0
+            values: list[Nodes] = []
+            while begin < total:
+                stop = self._stop(begin, total)
+                paths = np.repeat(first + slots, stop - begin)
+                alphas = np.tile(self.nodes[begin:stop], len(slots))
+                pieces.begin, pieces.stop = begin, stop
+                nodes = self.engine.run(paths, alphas, pieces)
+                bad = ~(np.isfinite(nodes.output) & np.isfinite(nodes.slope))
+                if bad.any():
+                    raise non_finite(self.engine, paths[bad], alphas[bad])
+                values.append(nodes)
+                begin = stop
+            f, s = (
+                np.concatenate([getattr(part, name).reshape(len(slots), -1) for part in values], axis=1)
+                for name in ("output", "slope")
+            )
+            outputs[slots, 0], outputs[slots, 1] = f[:, 0], f[:, -1]
+            leaf[slots] = s @ self._weights()
+
+    def _stop(self, begin: int, total: int) -> int:
+        """Where the next call of a path ends: at the end of a panel if one fits, so that little is carried."""
+        limit = min(begin + self.rules.rows, total)
+        if limit == total or self.kinked:
+            return limit
+        whole = [panel.stop + 1 for panel in self.panels if begin < panel.stop + 1 <= limit]
+        return whole[-1] if whole else limit
+
+    def _weights(self) -> Floats:
+        """Weights of the rule along the straight path of the leaf."""
+        if self.kinked:
+            half = 0.5 * np.diff(self.nodes)
+            return np.asarray(np.concatenate([half, [0.0]]) + np.concatenate([[0.0], half]))
+        weights = np.zeros(len(self.nodes))
+        for panel in self.panels:
+            own = slice(panel.start, panel.stop + 1)
+            weights[own] += quadrature.node_weights(self.nodes[own])
+        return weights
+
+    def matrices(self, panel: quadrature.Panel, like: Tensor) -> Tensor:
+        """Value and difference matrix of a panel, one below the other, as a tensor of another one's kind."""
+        key = (panel.stop - panel.start, like.dtype, like.device)
+        if key not in self._matrices:
+            both = np.concatenate([panel.value, panel.difference])
+            self._matrices[key] = torch.as_tensor(both, dtype=like.dtype, device=like.device)
+        return self._matrices[key]
+
+    def _finish(self, examples: range, outputs: Floats, leaf: Floats) -> None:
+        slots = list(range(len(examples)))
+        summary = self.sums.summary(slots)
+        layers = len(self.engine.points)
+        each = self.engine.path.per_example
+        cuts = np.array([bool(info.is_cut) for info in self.engine.points])
+        for slot, example in enumerate(examples):
+            start, end = outputs[slot]
+            magnitude = self.magnitude[slot * each : (slot + 1) * each].mean(0)
+            floor = ROUNDINGS * self.precision[:layers] * magnitude[:layers]
+            factor = np.full(len(self.sums.layouts), 1.0 if self.kinked or len(self.panels) > 1 else 0.5)
+            missed = np.where(cuts, np.abs(summary.total[slot, :layers] - leaf[slot]), 0.0)
+            error = np.maximum(summary.estimate[slot, :layers] * factor[:layers], missed) + floor
+            scale = summary.scale[slot, :layers]
+            residual = end - start - leaf[slot]
+            leaf_scale = max(abs(end - start), float(summary.scale[slot, layers:].sum()))
+            good = bool((error <= self.rules.rtol * scale + self.rules.atol).all())
+            good &= bool(abs(residual) <= self.rules.rtol * leaf_scale)
+            verdict = Finished(
+                example=example, slot=slot, status="ok" if good else "budget", jumps=(),
+                evaluations=len(self.nodes) * each, converged=good, residual=float(residual), error=error, floor=floor, limit=np.full(layers, np.inf),
+                factor=factor, output=float(end), baseline_output=float(start),
+            )  # fmt: skip
+            self.collector.finish(verdict, self.sums)
+            self.sums.clear(slot)
+
+
+class _Pieces:
+    """Consumer of the calls of some paths: reduces panels that are complete, carries the rows of those that are not."""
+
+    def __init__(self, rule: FixedRule, slots: Tensor) -> None:
+        self.rule = rule
+        self.slots = slots
+        self.begin = self.stop = 0
+        self._carried: dict[int, tuple[int, Tensor, Tensor]] = {}
+
+    def __call__(self, point: int, activation: Tensor, gradient: Tensor) -> None:
+        count = len(self.slots)
+        y, v = (tensor.reshape(count, len(tensor) // count, -1) for tensor in (activation, gradient))
+        first = self.begin
+        if point in self._carried:
+            first, y_before, v_before = self._carried.pop(point)
+            y, v = torch.cat([y_before, y], 1), torch.cat([v_before, v], 1)
+        last = first + y.shape[1] - 1
+        keep = self._reduce(point, y, v, first, last)
+        if self.stop < len(self.rule.nodes):
+            self._carried[point] = (keep, y[:, keep - first :].clone(), v[:, keep - first :].clone())
+
+    def _reduce(self, point: int, y: Tensor, v: Tensor, first: int, last: int) -> int:
+        """Reduce the complete panels on nodes ``first … last``; the node from which rows are needed again."""
+        panels = [panel for panel in self.rule.panels if first <= panel.start and panel.stop <= last]
+        keep = last if self.rule.kinked else (panels[-1].stop if panels else first)
+        dtype, wide = work_dtype(v.dtype), wide_dtype(v.device)
+        across = max(1, BLOCK // max(1, y.shape[1]))
+        for left in range(0, y.shape[2], across):
+            step = max(1, BLOCK // (y.shape[1] * min(across, y.shape[2])))
+            for top in range(0, len(y), step):
+                part = (slice(top, top + step), slice(None), slice(left, left + across))
+                if self.rule.kinked:
+                    result = _trapezoids(y[part].to(dtype), v[part].to(dtype), wide)
+                    self._add(point, part, *result)
+                for panel in panels:
+                    own = slice(panel.start - first, panel.stop - first + 1)
+                    inside = (part[0], own, part[2])
+                    y_own, v_own = y[inside].to(dtype), v[inside].to(dtype)
+                    self._add(point, part, *_panel(y_own, v_own, self.rule.matrices(panel, v_own), wide))
+        return keep
+
+    def _add(self, point: int, part: tuple[slice, slice, slice], *sums: Tensor) -> None:
+        slots = self.slots[part[0]]
+        self.rule.sums.add_part(point, slots, part[2], *sums)
+        self.rule.magnitude[slots.numpy(), point] += sums[0].abs().sum(1).cpu().numpy()
+
+
+def _trapezoids(y: Tensor, v: Tensor, wide: torch.dtype) -> tuple[Tensor, ...]:
+    """Sums over neighbouring nodes ``(paths, nodes, elements)``: value, signed and squared estimate."""
+    dy, dv = y[:, 1:] - y[:, :-1], v[:, 1:] - v[:, :-1]
+    bend = dv.mul_(dy)
+    signed = 0.5 * bend.sum(1).to(wide)
+    value = dy.mul_(v[:, :-1]).sum(1).to(wide) + signed
+    return value, signed, 0.25 * torch.linalg.vector_norm(bend, dim=1).to(wide).square()
+
+
+def _panel(y: Tensor, v: Tensor, matrices: Tensor, wide: torch.dtype) -> tuple[Tensor, ...]:
+    """The same sums for one panel of Chebyshev nodes; its estimate is the difference to the coarser rule."""
+    nodes = y.shape[1]
+    rise = y - y[:, :1]  # the constant cancels
+    weighted = torch.bmm(matrices.expand(len(y), -1, -1), rise).reshape(len(y), 2, nodes, -1)
+    value, error = weighted.mul_(v[:, None]).sum(2).to(wide).unbind(1)
+    return value, error, error * error

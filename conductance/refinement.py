@@ -1,0 +1,371 @@
+"""Rounds of refinement: which rows come next, when an example is done, and what it is told if it cannot be.
+
+Examples are refined side by side. In every round each of them is judged on its complete sums, names the panels to
+refine, and all the rows this takes are packed into calls of at most ``rows`` rows; so the size of a call decides when
+a row is run, never whether.
+
+*Done* means that the estimated error of every layer asked is within the tolerance **and** that the change of F along
+the path is the integral of its gradient (the guard): the leaf is a cut in every model, so ``dF - Σ C_leaf`` belongs to
+no unit. Where that difference does not shrink, F jumps or its gradient is not its derivative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from conductance.collecting import Collector, Finished
+from conductance.engine import Engine, non_finite
+from conductance.panels import Evaluated, Floats, Scheme, Work, main_share
+from conductance.sums import SPREAD, Call, RunningSums, Summary
+
+#: Rounds after which the guard asks whether the unattributed share has halved.
+PATIENCE = 5
+#: Rounds that a residual on a small part of the path is narrowed down before it is called a jump.
+NARROWING = 30
+#: Width of a panel, as part of the path, that counts as the place of a jump.
+NARROW = 1e-6
+#: A jump: the main share of the residual lies on less than this part of the path.
+JUMP_WIDTH = 0.15
+#: The part of the path that holds jumps shrinks at least so much while the guard is patient.
+SHRINKING = 0.7
+#: Rounding error allowed for, in roundings of ``Σ|v||Δy|``.
+ROUNDINGS = 4.0
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the user asked.
+
+    Attributes
+    ----------
+    rtol, atol
+        Tolerance on ``Σ|error|`` of every layer: ``rtol · Σ|C| + atol``.
+    max_evaluations
+        Rows that one example may cost.
+    rows
+        Rows of one call at most.
+    """
+
+    rtol: float
+    atol: float
+    max_evaluations: int
+    rows: int
+
+
+@dataclass
+class Flight:
+    """One example under way."""
+
+    example: int
+    slot: int
+    ends: tuple[float, float]
+    evaluations: int = 0
+    residuals: list[float] = field(default_factory=list)
+    widths: list[float] = field(default_factory=list)
+    works: list[Work] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What an example is judged on; arrays have one entry for each layer asked."""
+
+    scale: Floats
+    error: Floats
+    limit: Floats
+    floor: Floats
+    factor: Floats
+    residual: float
+    leaf_scale: float
+    leaf_floor: float
+    output: float
+    baseline_output: float
+
+
+class Refinement:
+    """Refine all examples of an engine to a tolerance.
+
+    Parameters
+    ----------
+    engine
+        Runs the rows.
+    sums, scheme
+        Where results are kept and how panels are made; both serve ``flights`` examples at a time.
+    collector
+        Receives each example when it is done.
+    rules
+        Tolerance and budgets.
+    flights
+        Examples in flight at most.
+    precision
+        Unit roundoff of each point, leaves included, ``(points,)``.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        sums: RunningSums,
+        scheme: Scheme,
+        collector: Collector,
+        rules: Rules,
+        flights: int,
+        precision: Floats,
+        ends: tuple[float, float],
+    ) -> None:
+        self.engine = engine
+        self.sums = sums
+        self.scheme = scheme
+        self.collector = collector
+        self.rules = rules
+        self.precision = precision
+        self.ends = ends
+        self._layers = len(engine.points)
+        self._cuts = np.array([bool(info.is_cut) for info in engine.points])
+        self._paths = engine.path.per_example
+        self._free = list(range(flights))[::-1]
+        self._active: dict[int, Flight] = {}
+        self._flight_of: dict[int, Flight] = {}
+
+    def run(self, advance: Callable[[int], Any]) -> None:
+        """Work through all examples; ``advance`` is told how many are done."""
+        waiting = iter(range(self.engine.path.batch))
+        while True:
+            self._admit(waiting)
+            if not self._active:
+                return
+            self._evaluate([work for flight in self._active.values() for work in flight.works])
+            done = self._judge()
+            advance(done)
+
+    def _admit(self, waiting: Iterator[int]) -> None:
+        while self._free:
+            example = next(waiting, None)
+            if example is None:
+                return
+            flight = Flight(example, self._free.pop(), self.ends)
+            flight.works = [work for n in range(self._paths) for work in self._begin(flight, n)]
+            self._active[flight.slot] = self._flight_of[example] = flight
+
+    def _begin(self, flight: Flight, n: int) -> list[Work]:
+        return self.scheme.begin(flight.slot * self._paths + n, flight.example * self._paths + n, flight.ends)
+
+    def _slots(self, flight: Flight) -> list[int]:
+        return list(range(flight.slot * self._paths, (flight.slot + 1) * self._paths))
+
+    # ---- rows into calls
+
+    def _evaluate(self, works: list[Work]) -> None:
+        batch: list[Work] = []
+        rows = 0
+        for work in works:
+            need = len(work.missing)
+            if batch and rows + need > self.rules.rows:
+                self._call(batch)
+                batch, rows = [], 0
+            batch.append(work)
+            rows += need
+        if batch:
+            self._call(batch)
+
+    def _call(self, works: list[Work]) -> None:
+        """Evaluate the missing nodes of works together, each once, and hand the works to the scheme."""
+        rows: dict[tuple[int, float], int] = {}
+        for work in works:
+            for k in work.missing:
+                rows.setdefault((work.path, float(work.alphas[k])), len(rows))
+        paths = np.array([path for path, _ in rows], dtype=np.int64)
+        alphas = np.array([alpha for _, alpha in rows])
+        call, output, slope = self._run(paths, alphas)
+        for path in paths.tolist():
+            self._flight_of[path // self._paths].evaluations += 1
+        groups: dict[Any, list[Work]] = {}
+        again: list[Work] = []
+        bad = ~(np.isfinite(output) & np.isfinite(slope))
+        for work in works:
+            at = [rows[work.path, float(work.alphas[k])] for k in work.missing]
+            if bad[at].any():
+                again += self._inset(work, paths, alphas, output, np.flatnonzero(bad))
+            else:
+                groups.setdefault(work.kind, []).append(work)
+        for group in groups.values():
+            self.scheme.reduce(_evaluated(group, rows, call, output, slope))
+        if again:
+            self._evaluate(again)
+
+    def _run(self, paths: NDArray[np.int64], alphas: Floats) -> tuple[Call, Floats, Floats]:
+        """Run rows, in several calls if they are more than one may have."""
+        whole: Call | None = None
+        outputs, slopes = [], []
+        for first in range(0, len(paths), self.rules.rows):
+            part = slice(first, first + self.rules.rows)
+            call = Call(len(self.sums.layouts))
+            nodes = self.engine.run(paths[part], alphas[part], call)
+            outputs.append(nodes.output)
+            slopes.append(nodes.slope)
+            if whole is None:
+                whole = call
+            else:
+                whole.extend(call)
+        assert whole is not None
+        return whole, np.concatenate(outputs), np.concatenate(slopes)
+
+    def _inset(
+        self, work: Work, paths: NDArray[np.int64], alphas: Floats, output: Floats, bad: NDArray[np.intp]
+    ) -> list[Work]:
+        """A path whose gradient is not finite at an end starts again a little inside; anything else is an error."""
+        flight = self._flight_of[work.path // self._paths]
+        inside = 1e-9 if self.precision.max() < 1e-12 else 1e-6
+        mine = [row for row in bad if paths[row] == work.path]
+        ends = (work.alphas[0], work.alphas[-1])
+        if (
+            work.kind != "open"
+            or flight.ends == (inside, 1 - inside)
+            or any(not np.isfinite(output[row]) or alphas[row] not in ends for row in mine)
+        ):
+            raise non_finite(self.engine, paths[mine], alphas[mine])
+        return self.scheme.begin(work.slot, work.path, (inside, 1 - inside))
+
+    # ---- judging
+
+    def _judge(self) -> int:
+        """Decide for every example in flight; the number of those that are done."""
+        flights = list(self._active.values())
+        summary = self.sums.summary([flight.slot for flight in flights])
+        done = 0
+        for row, flight in enumerate(flights):
+            verdict = self._verdict(flight, summary, row)
+            if verdict is not None:
+                self._finish(flight, verdict)
+                done += 1
+        return done
+
+    def _verdict(self, flight: Flight, summary: Summary, row: int) -> Finished | None:
+        """What to say of an example that is done, or None with its next works set."""
+        slots = self._slots(flight)
+        figures = self._figures(slots, summary, row)
+        precise = bool(
+            (figures.error <= self.rules.rtol * np.maximum(figures.scale, figures.floor) + self.rules.atol).all()
+        )
+        attributed = abs(figures.residual) <= self.rules.rtol * figures.leaf_scale + figures.leaf_floor
+        flight.works = []
+        status = ""
+        if not precise:
+            flight.works = self._refine(slots, figures, "error")
+        if not flight.works and not attributed:
+            status = self._guard(flight, slots, figures)
+            flight.works = [] if status else self._refine(slots, figures, "residual")
+        if flight.works:
+            flight.works = _affordable(flight.works, self.rules.max_evaluations - flight.evaluations)
+            if flight.works:
+                return None
+            status = "budget"
+        settled = (
+            precise and attributed and bool((figures.floor <= self.rules.rtol * figures.scale + self.rules.atol).all())
+        )
+        if not status:
+            status = "ok" if settled else self._why(slots, figures)
+        jumps = self._jumps(slots) if status == "jump" else ()
+        return Finished(
+            example=flight.example, slot=flight.slot, status=status, jumps=jumps, evaluations=flight.evaluations,
+            converged=settled and status == "ok", residual=figures.residual, error=figures.error + figures.floor,
+            floor=figures.floor, limit=figures.limit, factor=figures.factor, output=figures.output, baseline_output=figures.baseline_output,
+        )  # fmt: skip
+
+    def _figures(self, slots: list[int], summary: Summary, row: int) -> Figures:
+        layers = slice(0, self._layers)
+        _lefts, _, residuals = self.scheme.residuals(slots)
+        residual = float(residuals.sum()) / self._paths
+        factor = self.scheme.estimates(slots)
+        limit = SPREAD * self.scheme.limit(slots)[layers] / self._paths
+        magnitude = np.mean([self.scheme.magnitude(slot) for slot in slots], axis=0)
+        floor = ROUNDINGS * self.precision * magnitude
+        leaf_total = float(summary.total[row, self._layers :].sum())
+        change = leaf_total + residual
+        total = summary.total[row, layers]  # across a jump a cut carries what the leaf does, or all of dF
+        missed = np.where(self._cuts, np.minimum(np.abs(total - leaf_total), np.abs(total - change)), 0.0)
+        start, end = self.scheme.outputs(slots)
+        return Figures(
+            scale=summary.scale[row, layers],
+            error=np.maximum(np.minimum(summary.estimate[row, layers] * factor[layers], limit), missed),
+            limit=limit,
+            floor=floor[layers],
+            factor=factor,
+            residual=residual,
+            leaf_scale=max(abs(change), float(summary.scale[row, self._layers :].sum())),
+            leaf_floor=float(floor[self._layers :].sum())
+            + ROUNDINGS * float(self.precision.max()) * max(abs(start), abs(end)),
+            output=end,
+            baseline_output=start,
+        )
+
+    def _refine(self, slots: list[int], figures: Figures, aim: str) -> list[Work]:
+        leaves = len(self.sums.layouts) - self._layers
+        scale = np.concatenate([np.maximum(figures.scale, figures.floor) + self.rules.atol, np.full(leaves, np.inf)])
+        return self.scheme.refine(slots, scale, self._rounding(figures), aim)
+
+    def _rounding(self, figures: Figures) -> Floats:
+        """Local estimates that are nothing but rounding, for each point; no leaf is refined for its own sake."""
+        leaves = np.full(len(self.sums.layouts) - self._layers, np.inf)
+        return np.concatenate([0.25 * figures.floor / ROUNDINGS, leaves])
+
+    def _guard(self, flight: Flight, slots: list[int], figures: Figures) -> str:
+        """Name the reason if the unattributed share does not shrink; "" to go on.
+
+        Splitting a panel with a jump leaves the residual to one half; where the gradient is not the derivative each
+        half has its part. So the path that holds most of the residual shrinks in one case and not in the other.
+        """
+        left, right, _ = self._main_share(slots)
+        width = float((right - left).sum()) / self._paths
+        flight.residuals.append(abs(figures.residual))
+        flight.widths.append(width)
+        if len(flight.residuals) <= PATIENCE or flight.residuals[-1] <= 0.5 * flight.residuals[-1 - PATIENCE]:
+            return ""
+        if width > JUMP_WIDTH:
+            return "gradient" if width > SHRINKING * flight.widths[-1 - PATIENCE] else ""
+        narrow = bool((right - left).max() <= NARROW)
+        return "jump" if narrow or len(flight.residuals) > NARROWING else ""
+
+    def _main_share(self, slots: list[int]) -> tuple[Floats, Floats, Floats]:
+        """The panels that hold nine tenths of the residual."""
+        left, right, residual = self.scheme.residuals(slots)
+        chosen = np.abs(residual) >= main_share(np.abs(residual))
+        return left[chosen], right[chosen], residual[chosen]
+
+    def _jumps(self, slots: list[int]) -> tuple[tuple[float, float, float], ...]:
+        left, right, size = self._main_share(slots)
+        order = np.argsort(left, kind="stable")
+        return tuple((float(left[k]), float(right[k]), float(size[k])) for k in order)
+
+    def _why(self, slots: list[int], figures: Figures) -> str:
+        """Status of an example that nothing more can be done for."""
+        return "jump" if self.scheme.blocked(slots, self._rounding(figures)) else "precision"
+
+    def _finish(self, flight: Flight, verdict: Finished) -> None:
+        self.collector.finish(verdict, self.sums)
+        for slot in self._slots(flight):
+            self.scheme.retire(slot)
+        self.sums.clear(flight.slot)
+        del self._active[flight.slot], self._flight_of[flight.example]
+        self._free.append(flight.slot)
+
+
+def _affordable(works: list[Work], room: int) -> list[Work]:
+    """As many works, from the first, as there is room to evaluate."""
+    cost = np.cumsum([len(work.missing) for work in works])
+    return works[: int(np.searchsorted(cost, room, side="right"))]
+
+
+def _evaluated(
+    works: list[Work], rows: dict[tuple[int, float], int], call: Call, output: Floats, slope: Floats
+) -> Evaluated:
+    where = np.stack([work.places for work in works])
+    f, s = np.full(where.shape, np.nan), np.full(where.shape, np.nan)
+    for n, work in enumerate(works):
+        for k in work.missing:
+            row = rows[work.path, float(work.alphas[k])]
+            where[n, k], f[n, k], s[n, k] = row, output[row], slope[row]
+    return Evaluated(works, call, where, f, s)

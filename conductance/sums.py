@@ -1,0 +1,282 @@
+"""Running sums of the paths in flight, and the store of nodes that later rounds need again.
+
+Three sums are kept for every element of every hook point: the conductance so far, the signed estimate of its error,
+and the sum of squares of the local estimates. A refinement changes them by what the new panels give minus what the
+old one gave. They are float64 wherever the device has it, for the squares fall by many orders of magnitude.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+#: Elements that one step of a reduction works on, so that its temporaries stay in the processor's cache.
+BLOCK = 1 << 17
+#: Factor on the root of the sum of squares of the local estimates: errors of panels are taken as independent.
+SPREAD = 2.0
+
+
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """Precision of sums on a device: float64 where there is one."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def work_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Precision inside a panel: the tensor's own, at least float32."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Shape of one hook point as the sums see it.
+
+    Attributes
+    ----------
+    shape
+        Shape of one row, without the batch axis.
+    unit_axis
+        Axis of the units in ``shape``; None if a row is one number.
+    unit_groups
+        Number of groups that the unit axis is divided into; None for one unit each.
+    dtype, device
+        Of the activation.
+    """
+
+    shape: tuple[int, ...]
+    unit_axis: int | None
+    unit_groups: int | None
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def size(self) -> int:
+        """Elements of a row."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    def per_unit(self, rows: Tensor) -> Tensor:
+        """Sum ``(rows, elements)`` over positions: ``(rows, units)``."""
+        if self.unit_axis is None:
+            return rows.sum(1, keepdim=True)
+        full = rows.reshape(len(rows), *self.shape).movedim(self.unit_axis + 1, 1)
+        units = self.unit_groups or full.shape[1]
+        return full.reshape(len(rows), units, -1).sum(2)
+
+
+@dataclass
+class Summary:
+    """Figures of examples in flight that decisions are taken on, each ``(examples, points)``.
+
+    Attributes
+    ----------
+    scale, unit_scale
+        ``Σ|C|`` over elements, and over units.
+    estimate, unit_estimate
+        Estimated ``Σ|error|`` over elements, and over units.
+    total
+        ``Σ C``.
+    """
+
+    scale: NDArray[np.float64]
+    estimate: NDArray[np.float64]
+    unit_scale: NDArray[np.float64]
+    unit_estimate: NDArray[np.float64]
+    total: NDArray[np.float64]
+
+
+class RunningSums:
+    """Sums of ``slots`` paths for every point; ``paths`` slots in a row belong to one example.
+
+    Parameters
+    ----------
+    layouts
+        The points.
+    examples
+        How many examples are in flight at most.
+    paths
+        Paths (baselines) of an example.
+    """
+
+    def __init__(self, layouts: Sequence[Layout], examples: int, paths: int) -> None:
+        self.layouts = layouts
+        self.paths = paths
+        self._sums = [
+            torch.zeros(3, examples * paths, layout.size, dtype=wide_dtype(layout.device), device=layout.device)
+            for layout in layouts
+        ]
+
+    def add(self, point: int, slots: Tensor, value: Tensor, signed: Tensor, square: Tensor) -> None:
+        """Add rows to the sums of their slots; slots may repeat."""
+        sums = self._sums[point]
+        for kept, rows in zip(sums, (value, signed, square), strict=True):
+            kept.index_add_(0, slots, rows.to(kept.dtype))
+
+    def add_part(self, point: int, slots: Tensor, part: slice, *rows: Tensor) -> None:
+        """Add value, signed and square of some elements to the sums of slots that follow each other."""
+        where = slice(int(slots[0]), int(slots[-1]) + 1)
+        for kept, some in zip(self._sums[point], rows, strict=True):
+            kept[where, part] += some
+
+    def clear(self, example_slot: int) -> None:
+        """Empty the slots of an example."""
+        for sums in self._sums:
+            sums[:, self._range(example_slot)] = 0.0
+
+    def value(self, point: int, example_slot: int) -> Tensor:
+        """Conductance of the paths of an example, ``(paths, elements)``."""
+        return self._sums[point][0, self._range(example_slot)]
+
+    def estimate(self, point: int, example_slot: int) -> Tensor:
+        """Estimated absolute error of an example's units, ``(units,)``."""
+        _, signed, square = self._mean(point, [example_slot])
+        layout = self.layouts[point]
+        return _bound(layout.per_unit(signed), layout.per_unit(square))[0]
+
+    def summary(self, example_slots: Sequence[int]) -> Summary:
+        """Figures of the given examples over all points."""
+        shape = (len(example_slots), len(self.layouts))
+        result = Summary(*(np.zeros(shape) for _ in range(5)))
+        for point, layout in enumerate(self.layouts):
+            step = max(1, BLOCK // max(1, layout.size * self.paths))
+            for first in range(0, len(example_slots), step):
+                part = slice(first, first + step)
+                figures = self._figures(point, layout, example_slots[part])
+                for name, column in zip(Summary.__dataclass_fields__, figures, strict=True):
+                    getattr(result, name)[part, point] = column.cpu().numpy()
+        return result
+
+    def _figures(self, point: int, layout: Layout, example_slots: Sequence[int]) -> tuple[Tensor, ...]:
+        value, signed, square = self._mean(point, example_slots)
+        scale, estimate = value.abs().sum(1), _bound(signed, square).sum(1)
+        if layout.unit_axis is not None and len(layout.shape) == 1 and layout.unit_groups is None:
+            return scale, estimate, scale, estimate, value.sum(1)
+        units = layout.per_unit(value).abs().sum(1)
+        unit_estimate = _bound(layout.per_unit(signed), layout.per_unit(square)).sum(1)
+        return scale, estimate, units, unit_estimate, value.sum(1)
+
+    def _mean(self, point: int, example_slots: Sequence[int]) -> Tensor:
+        """Sums of the mean over an example's paths, ``(3, examples, elements)``."""
+        sums = self._sums[point]
+        slots = torch.tensor([e * self.paths + m for e in example_slots for m in range(self.paths)], device=sums.device)
+        if self.paths == 1:
+            return sums.index_select(1, slots)
+        mean = sums.index_select(1, slots).reshape(3, len(example_slots), self.paths, -1).mean(2)
+        mean[2] /= self.paths  # the variance of a mean
+        return mean
+
+    def _range(self, example_slot: int) -> slice:
+        return slice(example_slot * self.paths, (example_slot + 1) * self.paths)
+
+
+def _bound(signed: Tensor, square: Tensor) -> Tensor:
+    """The estimate of mathematics: the signed sum over panels, or twice their root sum of squares if larger."""
+    return torch.maximum(signed.abs(), SPREAD * square.clamp(min=0.0).sqrt())
+
+
+class Call:
+    """Activations and gradients of the rows of one call, held until the call is reduced."""
+
+    def __init__(self, points: int) -> None:
+        self.pairs: list[tuple[Tensor, Tensor] | None] = [None] * points
+
+    def __call__(self, point: int, activation: Tensor, gradient: Tensor) -> None:
+        """Hold what a point delivers."""
+        self.pairs[point] = (activation, gradient)
+
+    def extend(self, other: Call) -> None:
+        """Append the rows of another call."""
+        for point, (mine, theirs) in enumerate(zip(self.pairs, other.pairs, strict=True)):
+            if mine is not None and theirs is not None:
+                self.pairs[point] = (torch.cat([mine[0], theirs[0]]), torch.cat([mine[1], theirs[1]]))
+            elif mine is not None or theirs is not None:
+                raise RuntimeError("a hook point received a gradient in one part of a panel and none in the other")
+
+
+class NodeStore:
+    """Bounded store of the activation and gradient of nodes that later rounds need again.
+
+    Where a node lies is written as one integer: a row of the current call (zero and up), or a place of the store
+    (``-1 - place``). Beyond the capacity nodes are not kept, and are evaluated again when they are needed.
+
+    Parameters
+    ----------
+    layouts
+        The points.
+    capacity
+        Nodes kept at most.
+    """
+
+    #: What :meth:`keep` returns for a node that found no room.
+    NOWHERE = 0
+
+    def __init__(self, layouts: Sequence[Layout], capacity: int) -> None:
+        self.layouts = layouts
+        self._free = list(range(capacity, 0, -1))
+        self._users = np.zeros(capacity + 1, dtype=np.int64)
+        self._store = [
+            torch.empty(2, capacity, layout.size, dtype=layout.dtype, device=layout.device) for layout in layouts
+        ]
+
+    def keep(self, call: Call, rows: Sequence[int]) -> list[int]:
+        """Copy rows of a call into the store; the place of each (negative), or NOWHERE."""
+        places = [-self._free.pop() if self._free else self.NOWHERE for _ in rows]
+        kept = [(row, -place - 1) for row, place in zip(rows, places, strict=True) if place]
+        if not kept:
+            return places
+        for point, store in enumerate(self._store):
+            pair = call.pairs[point]
+            at = torch.tensor([place for _, place in kept], device=store.device)
+            if pair is None:
+                store.index_fill_(1, at, 0.0)
+                continue
+            chosen = torch.tensor([row for row, _ in kept], device=store.device)
+            for side in (0, 1):
+                store[side].index_copy_(0, at, pair[side].index_select(0, chosen).reshape(len(kept), -1))
+        return places
+
+    def use(self, places: NDArray[np.int64]) -> None:
+        """Count one more user of each place."""
+        np.add.at(self._users, -places[places < 0], 1)
+
+    def release(self, places: NDArray[np.int64]) -> None:
+        """Count one user less; places without users are free again."""
+        used = -places[places < 0]
+        np.subtract.at(self._users, used, 1)
+        self._free.extend(int(place) for place in np.unique(used) if self._users[place] == 0)
+
+    def gather(self, call: Call, point: int, where: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Activation and gradient of nodes, ``(nodes, elements)`` each, in the working precision."""
+        layout, store, pair = self.layouts[point], self._store[point], call.pairs[point]
+        dtype = work_dtype(layout.dtype)
+        here = where >= 0
+        if here.all() and pair is not None:
+            rows = _selection(where, layout.device)
+            return tuple(_take(tensor, rows).reshape(len(where), -1).to(dtype) for tensor in pair)  # type: ignore[return-value]
+        if not here.any():
+            places = _selection(-where - 1, layout.device)
+            return _take(store[0], places).to(dtype), _take(store[1], places).to(dtype)
+        both = torch.zeros(2, len(where), layout.size, dtype=dtype, device=layout.device)
+        for mask in (here, ~here):
+            if (mask is here and pair is None) or not mask.any():
+                continue
+            at = torch.as_tensor(np.flatnonzero(mask), device=layout.device)
+            found = self.gather(call, point, where[mask])
+            both[0].index_copy_(0, at, found[0])
+            both[1].index_copy_(0, at, found[1])
+        return both[0], both[1]
+
+
+def _selection(where: NDArray[np.int64], device: torch.device) -> slice | Tensor:
+    """Rows as a slice where they follow each other, which costs no copy."""
+    first = int(where[0])
+    if len(where) == int(where[-1]) - first + 1 and bool((np.diff(where) == 1).all()):
+        return slice(first, first + len(where))
+    return torch.as_tensor(where, device=device)
+
+
+def _take(tensor: Tensor, rows: slice | Tensor) -> Tensor:
+    return tensor[rows] if isinstance(rows, slice) else tensor.index_select(0, rows)

@@ -1,0 +1,1 @@
+"""Fixed networks, measured always on the same terms."""

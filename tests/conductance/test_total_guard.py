@@ -1,0 +1,128 @@
+"""What no unit can account for is said: jumps of the output and gradients that are not its derivative."""
+
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from conductance import total_conductance
+from conductance.errors import ConvergenceWarning
+from conductance.results import TotalConductance
+from tests.helpers import normal
+from tests.reference import LEAF, relative_error, trapezoid_total, unexplained_share
+from tests.wrong_answers import WRONG_ANSWERS, wrong_answer
+
+EXAMPLES = 40
+RTOL = 1e-2
+WRONG = [name for name, case in WRONG_ANSWERS.items() if case.statuses]
+ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
+
+
+def _total(model: nn.Module, inputs: Tensor, layers: list[str], rtol: float = RTOL) -> TotalConductance:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return total_conductance(model, inputs, layers, target=0, rtol=rtol, max_evaluations=2000)
+
+
+def _inputs() -> Tensor:
+    return normal(EXAMPLES, 6, seed=5, scale=1.5)
+
+
+def _shares(model: nn.Module, inputs: Tensor) -> Tensor:
+    zero = torch.zeros(1, 6, dtype=torch.float64)
+    shares = [unexplained_share(model, x[None], zero, 0, nodes=20_000) for x in inputs]
+    return torch.tensor(shares, dtype=torch.float64)
+
+
+def _scale(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Per example ``max(|dF|, Σ|C_leaf|)``."""
+    zero = torch.zeros(1, 6, dtype=torch.float64)
+    leaf = [trapezoid_total(model, x[None], zero, 0, [], nodes=2000)[LEAF].abs().sum() for x in inputs]
+    change = (model(inputs) - model(zero))[:, 0].abs()
+    return torch.maximum(change, torch.stack(leaf))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("name", WRONG)
+def test_unattributed_share_is_the_true_one(name: str, activation: str) -> None:
+    model, inputs = wrong_answer(name, ACTIVATIONS[activation]), _inputs()
+    total = _total(model, inputs, ["fc", "act"])
+    gap = (total.unattributed - _shares(model, inputs)).abs() / _scale(model, inputs)
+    assert float(gap.median()) < 5e-3
+    assert float((gap < 5e-2).double().mean()) >= 0.9
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("name", WRONG)
+def test_status_names_the_cause(name: str, activation: str) -> None:
+    model, inputs = wrong_answer(name, ACTIVATIONS[activation]), _inputs()
+    total = _total(model, inputs, ["fc", "act"])
+    missing = _shares(model, inputs).abs() / _scale(model, inputs)
+    for example in range(EXAMPLES):
+        if missing[example] > 2 * RTOL:
+            assert not total.converged[example]
+            assert total.status[example] != "ok"
+    found = [total.status[example] for example in range(EXAMPLES) if missing[example] > 2 * RTOL]
+    right = [status in WRONG_ANSWERS[name].statuses for status in found]
+    assert len(right) >= EXAMPLES // 4
+    assert sum(right) >= 0.9 * len(right)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("name", WRONG_ANSWERS)
+def test_converged_means_that_it_is_right(name: str, activation: str) -> None:
+    """A result may call itself converged only where its units are right and nothing is left over."""
+    model, inputs = wrong_answer(name, ACTIVATIONS[activation]), _inputs()
+    layers = ["fc", "act"]
+    total = _total(model, inputs, layers)
+    missing = _shares(model, inputs).abs() / _scale(model, inputs)
+    zero = torch.zeros(1, 6, dtype=torch.float64)
+    right = []
+    for example in total.converged.nonzero().flatten().tolist():
+        true = trapezoid_total(model, inputs[example : example + 1], zero, 0, layers, nodes=20_000)
+        worst = max(relative_error(total[layer][example], true[layer]) for layer in layers)
+        right.append(worst <= RTOL and float(missing[example]) <= 1.1 * RTOL)
+    assert right.count(False) <= 0.05 * len(inputs)
+
+
+@pytest.mark.parametrize("name", ["round", "sign", "top-k", "routed"])
+def test_jumps_are_placed(name: str) -> None:
+    """Between the ends of every jump reported, a change of the size given is left over."""
+    model, inputs = wrong_answer(name), _inputs()
+    total = _total(model, inputs, ["fc"])
+    seen = 0
+    for example, jumps in enumerate(total.jumps):
+        for start, stop, size in jumps:
+            assert 0 <= start < stop <= 1
+            assert stop - start < 0.15
+            x = inputs[example : example + 1]
+            share = unexplained_share(model, stop * x, start * x, 0, nodes=5000)
+            assert share == pytest.approx(size, rel=0.05, abs=5e-3)
+            seen += 1
+    assert seen >= EXAMPLES // 4
+
+
+def test_a_jump_warns() -> None:
+    model, inputs = wrong_answer("round"), _inputs()
+    with pytest.warns(ConvergenceWarning):
+        total_conductance(model, inputs, "fc", target=0, rtol=RTOL, max_evaluations=2000)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_steep_but_smooth_networks_leave_nothing_over(activation: str) -> None:
+    model, inputs = wrong_answer("steep", ACTIVATIONS[activation]), _inputs()
+    total = _total(model, inputs, ["fc"])
+    sizes = _scale(model, inputs)
+    for example in total.converged.nonzero().flatten().tolist():
+        assert abs(float(total.unattributed[example])) <= RTOL * max(float(sizes[example]), 1e-9) * 1.01
+    assert float(total.converged.double().mean()) >= 0.9
+
+
+def test_evaluations_stay_within_the_budget() -> None:
+    model, inputs = wrong_answer("straight-through"), _inputs()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        total = total_conductance(model, inputs, "fc", target=0, rtol=1e-8, max_evaluations=60)
+    assert int(total.evaluations.max()) <= 60
+    assert not bool(total.converged.any())
