@@ -6,7 +6,7 @@ panel that is not complete yet (or the one row that two panels share) are carrie
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from conductance.collecting import Collector, Finished
 from conductance.engine import Engine, Nodes, non_finite
 from conductance.panels import Floats
 from conductance.refinement import ROUNDINGS, Rules
-from conductance.sums import BLOCK, RunningSums, wide_dtype, work_dtype
+from conductance.sums import RunningSums, Workspace, blocks, work_dtype
 
 
 class FixedRule:
@@ -68,7 +68,7 @@ class FixedRule:
         self.panels = () if kinked else quadrature.fixed_panels(n_steps)
         self._matrices: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
         self.nodes = ends[0] + (ends[1] - ends[0]) * quadrature.fixed_nodes(n_steps, kinked=kinked)
-        self.magnitude = np.zeros((flights * engine.path.per_example, len(sums.layouts)))
+        self.workspace = Workspace()
 
     def run(self, advance: Callable[[int], Any]) -> None:
         """Work through all examples; ``advance`` is told how many are done."""
@@ -77,7 +77,6 @@ class FixedRule:
             examples = range(first, min(first + self._flights, self.engine.path.batch))
             outputs = np.zeros((len(examples) * each, 2))
             leaf = np.zeros(len(examples) * each)
-            self.magnitude[:] = 0.0
             self._paths(first * each, len(examples) * each, outputs, leaf)
             self._finish(examples, outputs.reshape(len(examples), each, 2).mean(1), leaf.reshape(-1, each).mean(1))
             advance(len(examples))
@@ -88,7 +87,7 @@ class FixedRule:
         together = max(1, self.rules.rows // total)
         for start in range(0, count, together):
             slots = np.arange(start, min(start + together, count))
-            pieces = _Pieces(self, torch.as_tensor(slots))
+            pieces = _Pieces(self, start, len(slots))
             begin = 0
             values: list[Nodes] = []
             while begin < total:
@@ -144,8 +143,7 @@ class FixedRule:
         cuts = np.array([bool(info.is_cut) for info in self.engine.points])
         for slot, example in enumerate(examples):
             start, end = outputs[slot]
-            magnitude = self.magnitude[slot * each : (slot + 1) * each].mean(0)
-            floor = ROUNDINGS * self.precision[:layers] * magnitude[:layers]
+            floor = ROUNDINGS * self.precision[:layers] * summary.scale[slot, :layers]
             factor = np.full(len(self.sums.layouts), 1.0 if self.kinked or len(self.panels) > 1 else 0.5)
             missed = np.where(cuts, np.abs(summary.total[slot, :layers] - leaf[slot]), 0.0)
             error = np.maximum(summary.estimate[slot, :layers] * factor[:layers], missed) + floor
@@ -156,7 +154,8 @@ class FixedRule:
             good &= bool(abs(residual) <= self.rules.rtol * leaf_scale)
             verdict = Finished(
                 example=example, slot=slot, status="ok" if good else "budget", jumps=(),
-                evaluations=len(self.nodes) * each, converged=good, residual=float(residual), error=error, floor=floor, limit=np.full(layers, np.inf),
+                evaluations=len(self.nodes) * each, converged=good, residual=float(residual), error=error, floor=floor,
+                limit=np.full(layers, np.inf),
                 factor=factor, output=float(end), baseline_output=float(start),
             )  # fmt: skip
             self.collector.finish(verdict, self.sums)
@@ -166,14 +165,15 @@ class FixedRule:
 class _Pieces:
     """Consumer of the calls of some paths: reduces panels that are complete, carries the rows of those that are not."""
 
-    def __init__(self, rule: FixedRule, slots: Tensor) -> None:
+    def __init__(self, rule: FixedRule, first: int, count: int) -> None:
         self.rule = rule
-        self.slots = slots
+        self.first = first
+        self.count = count
         self.begin = self.stop = 0
         self._carried: dict[int, tuple[int, Tensor, Tensor]] = {}
 
     def __call__(self, point: int, activation: Tensor, gradient: Tensor) -> None:
-        count = len(self.slots)
+        count = self.count
         y, v = (tensor.reshape(count, len(tensor) // count, -1) for tensor in (activation, gradient))
         first = self.begin
         if point in self._carried:
@@ -187,42 +187,46 @@ class _Pieces:
     def _reduce(self, point: int, y: Tensor, v: Tensor, first: int, last: int) -> int:
         """Reduce the complete panels on nodes ``first … last``; the node from which rows are needed again."""
         panels = [panel for panel in self.rule.panels if first <= panel.start and panel.stop <= last]
-        keep = last if self.rule.kinked else (panels[-1].stop if panels else first)
-        dtype, wide = work_dtype(v.dtype), wide_dtype(v.device)
-        across = max(1, BLOCK // max(1, y.shape[1]))
-        for left in range(0, y.shape[2], across):
-            step = max(1, BLOCK // (y.shape[1] * min(across, y.shape[2])))
-            for top in range(0, len(y), step):
-                part = (slice(top, top + step), slice(None), slice(left, left + across))
-                if self.rule.kinked:
-                    result = _trapezoids(y[part].to(dtype), v[part].to(dtype), wide)
-                    self._add(point, part, *result)
-                for panel in panels:
+        for rows, across in blocks(len(y), y.shape[2], 1 if self.rule.kinked else 16):
+            slots = slice(self.first + rows.start, self.first + rows.stop)
+            sums = self.rule.sums.part(point, slots, across)
+            if self.rule.kinked:
+                _trapezoids(y[rows, :, across], v[rows, :, across], sums, self.rule.workspace)
+            for panel in panels:
+                for row in range(rows.start, rows.stop):
                     own = slice(panel.start - first, panel.stop - first + 1)
-                    inside = (part[0], own, part[2])
-                    y_own, v_own = y[inside].to(dtype), v[inside].to(dtype)
-                    self._add(point, part, *_panel(y_own, v_own, self.rule.matrices(panel, v_own), wide))
-        return keep
-
-    def _add(self, point: int, part: tuple[slice, slice, slice], *sums: Tensor) -> None:
-        slots = self.slots[part[0]]
-        self.rule.sums.add_part(point, slots, part[2], *sums)
-        self.rule.magnitude[slots.numpy(), point] += sums[0].abs().sum(1).cpu().numpy()
+                    one = [kept[row - rows.start] for kept in sums]
+                    _panel(y[row, own, across], v[row, own, across], panel, one, self.rule)
+        return last if self.rule.kinked else (panels[-1].stop if panels else first)
 
 
-def _trapezoids(y: Tensor, v: Tensor, wide: torch.dtype) -> tuple[Tensor, ...]:
-    """Sums over neighbouring nodes ``(paths, nodes, elements)``: value, signed and squared estimate."""
-    dy, dv = y[:, 1:] - y[:, :-1], v[:, 1:] - v[:, :-1]
-    bend = dv.mul_(dy)
-    signed = 0.5 * bend.sum(1).to(wide)
-    value = dy.mul_(v[:, :-1]).sum(1).to(wide) + signed
-    return value, signed, 0.25 * torch.linalg.vector_norm(bend, dim=1).to(wide).square()
+def _trapezoids(y: Tensor, v: Tensor, sums: Sequence[Tensor], workspace: Workspace) -> None:
+    """Add trapezoids between neighbouring nodes ``(paths, nodes, elements)`` to value, signed and square."""
+    dtype, (paths, nodes, elements) = work_dtype(y.dtype), y.shape
+    dy, dv = (workspace.take(name, (paths, elements), dtype, y.device) for name in ("dy", "dv"))
+    if y.dtype != dtype:
+        y, v = y.to(dtype), v.to(dtype)
+    value, signed, square = sums
+    for left in range(nodes - 1):
+        torch.sub(y[:, left + 1], y[:, left], out=dy)
+        torch.sub(v[:, left + 1], v[:, left], out=dv)
+        bend = dv.mul_(dy).mul_(0.5)
+        signed += bend
+        value += dy.mul_(v[:, left]).add_(bend)
+        square += torch.mul(bend, bend, out=dy)
 
 
-def _panel(y: Tensor, v: Tensor, matrices: Tensor, wide: torch.dtype) -> tuple[Tensor, ...]:
-    """The same sums for one panel of Chebyshev nodes; its estimate is the difference to the coarser rule."""
-    nodes = y.shape[1]
-    rise = y - y[:, :1]  # the constant cancels
-    weighted = torch.bmm(matrices.expand(len(y), -1, -1), rise).reshape(len(y), 2, nodes, -1)
-    value, error = weighted.mul_(v[:, None]).sum(2).to(wide).unbind(1)
-    return value, error, error * error
+def _panel(y: Tensor, v: Tensor, panel: quadrature.Panel, sums: Sequence[Tensor], rule: FixedRule) -> None:
+    """Add one panel of Chebyshev nodes ``(nodes, elements)``; its estimate is the difference to the coarser rule."""
+    dtype, (nodes, elements) = work_dtype(y.dtype), y.shape
+    if y.dtype != dtype:
+        y, v = y.to(dtype), v.to(dtype)
+    rise = rule.workspace.take("rise", (nodes, elements), dtype, y.device)
+    weighted = rule.workspace.take("weighted", (2 * nodes, elements), dtype, y.device)
+    torch.sub(y, y[0], out=rise)  # the constant cancels
+    torch.mm(rule.matrices(panel, y), rise, out=weighted)
+    both = weighted.view(2, nodes, elements).mul_(v).sum(1)
+    value, signed, square = sums
+    value += both[0]
+    signed += both[1]
+    square += both[1].square_()

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from conductance.panels import Evaluated, Floats, Places, Table, Work, main_share
-from conductance.sums import BLOCK, Layout, NodeStore, RunningSums
+from conductance.sums import Layout, NodeStore, RunningSums, Workspace, blocks, wide_dtype
 
 #: Nodes that open a path.
 OPENING = 5
@@ -65,6 +65,7 @@ class Kinked:
         self.sums = sums
         self.store = store
         self.precision = precision
+        self.workspace = Workspace()
         self.tables: dict[int, Table] = {}
 
     def begin(self, slot: int, path: int, ends: tuple[float, float]) -> list[Work]:
@@ -157,11 +158,13 @@ class Kinked:
         local = np.zeros((len(works), count, len(self.layouts)))
         magnitude = np.zeros((len(works), len(self.layouts)))
         for point, layout in enumerate(self.layouts):
-            for part in _blocks(len(works), layout.size * OPENING):
-                v, y = self._nodes(evaluated, point, part)
+            for part, across in blocks(len(works), layout.size):
+                nodes = evaluated.nodes(part, layout.device)
+                y, v = self.store.gather(evaluated.call, point, nodes, across, self.workspace)
                 result = _opened(v, y, *self._coefficients(columns, part, count, v))
-                self.sums.add(point, evaluated.slots[part].to(v.device), *result[:3])
-                local[part, :, point], magnitude[part, point] = result[3].cpu().numpy(), result[4].cpu().numpy()
+                self.sums.add(point, evaluated.slots[part], across, *result[:3])
+                local[part, :, point] += result[3].cpu().numpy()
+                magnitude[part, point] += result[4].cpu().numpy()
         kept = self._keep(evaluated)
         for n, work in enumerate(works):
             own = {name: column[n * count : (n + 1) * count].copy() for name, column in columns.items()}
@@ -181,12 +184,16 @@ class Kinked:
         )
         local = np.zeros((2, len(works), len(self.layouts)))
         for point, layout in enumerate(self.layouts):
-            for part in _blocks(len(works), layout.size * 3):
-                v, y = self._nodes(evaluated, point, part)
-                given = [c for panel in (*halves, parents) for c in self._coefficients(panel, part, 1, v)]
-                result = _halved(v, y, *given)
-                self.sums.add(point, evaluated.slots[part].to(v.device), *result[:3])
-                local[0, part, point], local[1, part, point] = result[3].cpu().numpy(), result[4].cpu().numpy()
+            given: tuple[slice, list[Tensor]] | None = None
+            for part, across in blocks(len(works), layout.size):
+                nodes = evaluated.nodes(part, layout.device)
+                y, v = self.store.gather(evaluated.call, point, nodes, across, self.workspace)
+                if given is None or given[0] != part:
+                    given = part, [c for panel in (*halves, parents) for c in self._coefficients(panel, part, 1, v)]
+                result = _halved(v, y, given[1], self.workspace)
+                self.sums.add(point, evaluated.slots[part], across, *result[:3])
+                local[0, part, point] += result[3].cpu().numpy()
+                local[1, part, point] += result[4].cpu().numpy()
         self._replace(evaluated, parents, halves, local)
 
     def _replace(
@@ -223,12 +230,6 @@ class Kinked:
         for ends in (kept[:, :-1], kept[:, 1:]):
             self.store.use(ends.reshape(-1))
         return kept
-
-    def _nodes(self, evaluated: Evaluated, point: int, part: slice) -> tuple[Tensor, Tensor]:
-        where = evaluated.where[part]
-        y, v = self.store.gather(evaluated.call, point, where.reshape(-1))
-        shape = (*where.shape, -1)
-        return v.reshape(shape), y.reshape(shape)
 
     def _columns(
         self, left: Floats, right: Floats, f_left: Floats, f_right: Floats, s_left: Floats, s_right: Floats
@@ -271,45 +272,44 @@ def _residual(columns: dict[str, Any]) -> Floats:
     return residual
 
 
-def _blocks(count: int, size: int) -> list[slice]:
-    step = max(1, BLOCK // max(1, size))
-    return [slice(first, min(first + step, count)) for first in range(0, count, step)]
-
-
 def _opened(v: Tensor, y: Tensor, weight: Tensor, half_open: Tensor) -> tuple[Tensor, ...]:
-    """Sums of new panels ``(n, panels + 1, elements)``: value, signed, square, local estimates, magnitude."""
-    dv, dy = v[:, 1:] - v[:, :-1], y[:, 1:] - y[:, :-1]
+    """Sums of new panels on ``(nodes, n, elements)``: value, signed, square, local estimates, magnitude."""
+    weight, half_open = weight.movedim(1, 0), half_open.movedim(1, 0)
+    dv, dy = v[1:] - v[:-1], y[1:] - y[:-1]
     bend = dv * dy
-    straight = v[:, :-1] * dy
-    value = (straight.double() if v.device.type != "mps" else straight) + weight * bend
-    error = half_open * bend
-    wide = error.to(value.dtype)
-    return value.sum(1), wide.sum(1), (wide * wide).sum(1), error.abs().sum(2), straight.abs().sum((1, 2))
+    straight = v[:-1] * dy
+    magnitude = straight.abs().sum((0, 2))
+    value = straight.addcmul_(weight, bend)
+    error = bend.mul_(half_open)
+    local = error.abs().sum(2).movedim(0, 1)
+    wide = error.to(wide_dtype(v.device))
+    return value.sum(0, dtype=wide.dtype), wide.sum(0), (wide * wide).sum(0), local, magnitude
 
 
-def _halved(
-    v: Tensor,
-    y: Tensor,
-    weight_1: Tensor,
-    open_1: Tensor,
-    weight_2: Tensor,
-    open_2: Tensor,
-    weight: Tensor,
-    open_0: Tensor,
-) -> tuple[Tensor, ...]:
-    """What splitting panels ``(n, 3, elements)`` changes: value, signed, square; local estimates of both halves.
+def _halved(v: Tensor, y: Tensor, coefficients: Sequence[Tensor], workspace: Workspace) -> tuple[Tensor, ...]:
+    """What splitting panels changes, on nodes ``(3, n, elements)``: value, signed, square; the halves' local estimates.
 
     The value of a panel is ``v_0 Δy + weight Δv Δy``; of two halves minus the whole only products of differences
     remain. The whole's product is formed from its own ends, as it was when it was added, so that the squares cancel.
     """
-    (v0, v1, v2), (y0, y1, y2) = v.unbind(1), y.unbind(1)
-    dv1, dv2, dy1, dy2 = v1 - v0, v2 - v1, y1 - y0, y2 - y1
-    first, second, whole = dv1 * dy1, dv2 * dy2, (v2 - v0) * (y2 - y0)
-    value = (dv1 * dy2).addcmul_(weight_1, first).addcmul_(weight_2, second).addcmul_(weight, whole, value=-1)
-    error_1, error_2, error_0 = first.mul_(open_1), second.mul_(open_2), whole.mul_(open_0)
-    local_1, local_2 = error_1.abs().sum(1), error_2.abs().sum(1)
-    if v.device.type != "mps":
-        error_1, error_2, error_0 = error_1.double(), error_2.double(), error_0.double()
-    signed = error_1 + error_2 - error_0
-    square = error_1.square_().addcmul_(error_2, error_2).addcmul_(error_0, error_0, value=-1)
+    weight_1, open_1, weight_2, open_2, weight, open_0 = coefficients
+
+    def buffer(name: str, dtype: torch.dtype = v.dtype) -> Tensor:
+        return workspace.take(name, v.shape[1:], dtype, v.device)
+
+    dv_1, dv_2 = (torch.sub(v[k + 1], v[k], out=buffer(f"dv{k}")) for k in (0, 1))
+    dy_1, dy_2 = (torch.sub(y[k + 1], y[k], out=buffer(f"dy{k}")) for k in (0, 1))
+    whole = torch.sub(v[2], v[0], out=v[1]).mul_(torch.sub(y[2], y[0], out=y[1]))
+    value = torch.mul(dv_1, dy_2, out=buffer("value")).addcmul_(weight, whole, value=-1)
+    first, second = dv_1.mul_(dy_1), dv_2.mul_(dy_2)
+    value.addcmul_(weight_1, first).addcmul_(weight_2, second)
+    first.mul_(open_1), second.mul_(open_2), whole.mul_(open_0)
+    local_1, local_2 = torch.abs(first, out=dy_1).sum(1), torch.abs(second, out=dy_2).sum(1)
+    wide = wide_dtype(v.device)
+    if wide != v.dtype:
+        first, second, whole = (
+            buffer(name, wide).copy_(error) for name, error in (("first", first), ("second", second), ("whole", whole))
+        )
+    signed = torch.add(first, second, out=buffer("signed", wide)).sub_(whole)
+    square = first.square_().addcmul_(second, second).addcmul_(whole, whole, value=-1)
     return value, signed, square, local_1, local_2

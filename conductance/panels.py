@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from conductance.sums import Call
+from conductance.sums import Call, Nodes
 
 Floats = NDArray[np.float64]
 Places = NDArray[np.int64]
@@ -85,9 +85,22 @@ class Evaluated:
     output: Floats
     slope: Floats
     slots: torch.Tensor = field(init=False)
+    _nodes: dict[tuple[int, int, torch.device], Nodes] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.slots = torch.tensor([work.slot for work in self.works])
+
+    def nodes(self, part: slice, device: torch.device) -> Nodes:
+        """Where the nodes of some works lie."""
+        key = (part.start, part.stop, device)
+        if key not in self._nodes:
+            self._nodes[key] = Nodes(self.where[part], device)
+        return self._nodes[key]
+
+    def select(self, chosen: NDArray[np.intp]) -> Evaluated:
+        """Some of the works."""
+        works = [self.works[n] for n in chosen]
+        return Evaluated(works, self.call, self.where[chosen], self.output[chosen], self.slope[chosen])
 
 
 class Scheme(Protocol):

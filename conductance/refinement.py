@@ -272,7 +272,8 @@ class Refinement:
         return Finished(
             example=flight.example, slot=flight.slot, status=status, jumps=jumps, evaluations=flight.evaluations,
             converged=settled and status == "ok", residual=figures.residual, error=figures.error + figures.floor,
-            floor=figures.floor, limit=figures.limit, factor=figures.factor, output=figures.output, baseline_output=figures.baseline_output,
+            floor=figures.floor, limit=figures.limit,
+            factor=figures.factor, output=figures.output, baseline_output=figures.baseline_output,
         )  # fmt: skip
 
     def _figures(self, slots: list[int], summary: Summary, row: int) -> Figures:

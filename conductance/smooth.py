@@ -17,7 +17,7 @@ from torch import Tensor
 
 from conductance import quadrature
 from conductance.panels import Evaluated, Floats, Places, Work, main_share
-from conductance.sums import BLOCK, Layout, NodeStore, RunningSums, wide_dtype
+from conductance.sums import Layout, NodeStore, RunningSums, Workspace, blocks, wide_dtype
 
 #: Level that opens a path or a half: 5 nodes, so that two differences of levels are known from the start.
 OPENING = 2
@@ -93,6 +93,10 @@ class Forms:
         which nodes are its own.
     old
         Which nodes are the old cell's.
+    opening
+        Whether these are the first panels of a path.
+    alone
+        Whether the panel is the only one of its path, so that its estimates are replaced, not added to.
     """
 
     matrices: Floats
@@ -101,6 +105,8 @@ class Forms:
     square: Floats
     cells: tuple[tuple[int, int, int, tuple[int, ...]], ...]
     old: tuple[int, ...] = ()
+    opening: bool = False
+    alone: bool = False
 
 
 class Smooth:
@@ -118,6 +124,7 @@ class Smooth:
         self.layouts = layouts
         self.sums = sums
         self.store = store
+        self.workspace = Workspace()
         self.cells: dict[int, list[Cell]] = {}
         self._paths: dict[int, int] = {}
         self._magnitude: dict[int, Floats] = {}
@@ -206,36 +213,54 @@ class Smooth:
 
     def reduce(self, evaluated: Evaluated) -> None:
         """Turn works of one kind into panels."""
-        works, forms = evaluated.works, _forms(evaluated.works[0].kind)
+        works = evaluated.works
+        alone = [work for work in works if work.kind.startswith("raise") and len(self.cells[work.slot]) == 1]
+        if alone and len(alone) < len(works):
+            single = np.array([work in alone for work in works])
+            for chosen in (single, ~single):
+                self.reduce(evaluated.select(np.flatnonzero(chosen)))
+            return
+        forms = _forms("only " + works[0].kind) if alone else _forms(works[0].kind)
         size = np.zeros((len(forms.matrices), len(works), len(self.layouts)))
         magnitude = np.zeros((len(works), len(self.layouts)))
         for point, layout in enumerate(self.layouts):
-            step = max(1, BLOCK // max(1, layout.size * evaluated.where.shape[1]))
-            for first in range(0, len(works), step):
-                part = slice(first, first + step)
-                size[:, part, point], magnitude[part, point] = self._contract(evaluated, point, part, forms)
+            for part, across in blocks(len(works), layout.size, 8):
+                sizes, variation = self._contract(evaluated, point, part, across, forms)
+                size[:, part, point] += sizes
+                magnitude[part, point] += variation
+        if alone:  # the difference of levels that this one replaces is known
+            before = np.stack([self.cells[work.slot][0].local for work in works])
+            size = np.stack([size[0], before])
         self._rebuild(evaluated, forms, size, magnitude)
 
-    def _contract(self, evaluated: Evaluated, point: int, part: slice, forms: Forms) -> tuple[Floats, Floats]:
-        where = evaluated.where[part]
-        y, v = self.store.gather(evaluated.call, point, where.reshape(-1))
-        v, y = v.reshape(*where.shape, -1), y.reshape(*where.shape, -1)
-        rise = y - y[:, :1]  # the constant cancels
+    def _contract(
+        self, evaluated: Evaluated, point: int, part: slice, across: slice, forms: Forms
+    ) -> tuple[Floats, Floats | float]:
+        nodes_at = evaluated.nodes(part, self.layouts[point].device)
+        y, v = self.store.gather(evaluated.call, point, nodes_at, across, self.workspace)
+        nodes, rows, elements = v.shape
+        variation: Floats | float = 0.0
+        if forms.opening:
+            variation = ((y[1:] - y[:-1]).abs_() * v[1:].abs()).sum((0, 2)).cpu().numpy()
+        y[1:] -= y[0].clone()  # the constant cancels
+        y[0] = 0.0
         wide = wide_dtype(v.device)
-        value = torch.zeros(len(where), v.shape[2], dtype=wide, device=v.device)
-        signed, square = torch.zeros_like(value), torch.zeros_like(value)
-        sizes = []
-        for number, matrix in enumerate(forms.matrices):
-            form = _form(matrix, v, rise).to(wide)
-            sizes.append(form.abs().sum(1).cpu().numpy())
-            for total, coefficient in ((value, forms.value[number]), (signed, forms.signed[number])):
-                if coefficient:
-                    total.add_(form, alpha=float(coefficient))
-            if forms.square[number]:
-                square.addcmul_(form, form, value=float(forms.square[number]))
-        self.sums.add(point, evaluated.slots[part].to(v.device), value, signed, square)
-        variation = (v[:, 1:].abs() * (y[:, 1:] - y[:, :-1]).abs()).sum((1, 2))
-        return np.stack(sizes), variation.cpu().numpy()
+        products = self.workspace.take("products", (nodes, rows * elements), v.dtype, v.device)
+        found = []
+        for matrix in forms.matrices:
+            weights = torch.as_tensor(matrix, dtype=v.dtype, device=v.device)
+            torch.mm(weights, y.view(nodes, -1), out=products)
+            found.append(products.mul_(v.view(nodes, -1)).sum(0).to(wide).view(rows, elements))
+        slots = evaluated.slots[part]
+        value, signed = (_combined(found, c) for c in (forms.value, forms.signed))
+        square = _combined([form * form for form in found], forms.square)
+        if forms.alone:
+            zero = torch.zeros(1, dtype=wide, device=v.device).expand_as(value)
+            self.sums.add(point, slots, across, value, zero, zero)
+            self.sums.replace(point, slots, across, signed, square)
+        else:
+            self.sums.add(point, slots, across, value, signed, square)
+        return np.stack([form.abs().sum(1).cpu().numpy() for form in found]), variation
 
     def _rebuild(self, evaluated: Evaluated, forms: Forms, size: Floats, magnitude: Floats) -> None:
         """Replace the old cells by the new ones."""
@@ -270,14 +295,12 @@ def _resolvable(cell: Cell) -> bool:
     return cell.right - cell.left > 256 * float(np.finfo(np.float64).eps)
 
 
-def _form(matrix: Floats, v: Tensor, y: Tensor) -> Tensor:
-    """``Σ_kl A_kl v_k y_l`` on the nodes that the matrix uses, ``(n, elements)``."""
-    used = np.flatnonzero(np.abs(matrix).sum(0) + np.abs(matrix).sum(1))
-    small = torch.as_tensor(matrix[np.ix_(used, used)], dtype=v.dtype, device=v.device)
-    if len(used) < len(matrix):
-        nodes = torch.as_tensor(used, device=v.device)
-        v, y = v.index_select(1, nodes), y.index_select(1, nodes)
-    return torch.matmul(small, y).mul_(v).sum(1)
+def _combined(forms: Sequence[Tensor], coefficients: Floats) -> Tensor:
+    total = forms[0] * float(coefficients[0])
+    for form, coefficient in zip(forms[1:], coefficients[1:], strict=True):
+        if coefficient:
+            total.add_(form, alpha=float(coefficient))
+    return total
 
 
 def _alphas(left: float, right: float, level: int) -> Floats:
@@ -304,6 +327,10 @@ def _bisected(left: float, right: float, level: int) -> tuple[Floats, tuple[int,
 def _forms(kind: str) -> Forms:
     if kind == "open":
         return _opening_forms()
+    if kind.startswith("only"):
+        full = _forms(kind.removeprefix("only "))
+        one = np.ones(1)
+        return Forms(full.matrices[:1], one, one, one, full.cells, full.old, alone=True)
     verb, level = kind.split()
     return _raise_forms(int(level)) if verb == "raise" else _bisect_forms(int(level))
 
@@ -317,6 +344,7 @@ def _opening_forms() -> Forms:
         signed=np.array([0.0, 1.0, 0.0]),
         square=np.array([0.0, 1.0, 0.0]),
         cells=((1, 2, OPENING, nodes),),
+        opening=True,
     )
 
 

@@ -7,16 +7,18 @@ old one gave. They are float64 wherever the device has it, for the squares fall 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-#: Elements that one step of a reduction works on, so that its temporaries stay in the processor's cache.
-BLOCK = 1 << 17
+#: Elements that one step of a reduction works on, so that its buffers stay in the processor's cache.
+BLOCK = 1 << 16
 #: Factor on the root of the sum of squares of the local estimates: errors of panels are taken as independent.
 SPREAD = 2.0
 
@@ -29,6 +31,22 @@ def wide_dtype(device: torch.device) -> torch.dtype:
 def work_dtype(dtype: torch.dtype) -> torch.dtype:
     """Precision inside a panel: the tensor's own, at least float32."""
     return torch.promote_types(dtype, torch.float32)
+
+
+class Workspace:
+    """Buffers that are used again and again: fresh memory for every step costs more than the arithmetic on it."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+
+    def take(self, name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Uninitialised tensor of a shape; a later call of the same name may hand out the same memory."""
+        size = math.prod(shape)
+        key = (name, dtype, device)
+        buffer = self._buffers.get(key)
+        if buffer is None or buffer.numel() < size:
+            buffer = self._buffers[key] = torch.empty(size, dtype=dtype, device=device)
+        return buffer[:size].view(shape)
 
 
 @dataclass(frozen=True)
@@ -73,18 +91,16 @@ class Summary:
 
     Attributes
     ----------
-    scale, unit_scale
-        ``Σ|C|`` over elements, and over units.
-    estimate, unit_estimate
-        Estimated ``Σ|error|`` over elements, and over units.
+    scale
+        ``Σ|C|`` over elements.
+    estimate
+        Estimated ``Σ|error|`` over elements.
     total
         ``Σ C``.
     """
 
     scale: NDArray[np.float64]
     estimate: NDArray[np.float64]
-    unit_scale: NDArray[np.float64]
-    unit_estimate: NDArray[np.float64]
     total: NDArray[np.float64]
 
 
@@ -99,27 +115,37 @@ class RunningSums:
         How many examples are in flight at most.
     paths
         Paths (baselines) of an example.
+    wide
+        Keep sums in float64 where there is one; otherwise in the working precision of each point, which is enough
+        for the few panels of one call.
     """
 
-    def __init__(self, layouts: Sequence[Layout], examples: int, paths: int) -> None:
+    def __init__(self, layouts: Sequence[Layout], examples: int, paths: int, *, wide: bool = True) -> None:
         self.layouts = layouts
         self.paths = paths
-        self._sums = [
-            torch.zeros(3, examples * paths, layout.size, dtype=wide_dtype(layout.device), device=layout.device)
-            for layout in layouts
-        ]
+        self._sums = []
+        for layout in layouts:
+            dtype = wide_dtype(layout.device) if wide else work_dtype(layout.dtype)
+            size = (3, examples * paths, layout.size)
+            self._sums.append(torch.zeros(size, dtype=dtype, device=layout.device))
 
-    def add(self, point: int, slots: Tensor, value: Tensor, signed: Tensor, square: Tensor) -> None:
-        """Add rows to the sums of their slots; slots may repeat."""
-        sums = self._sums[point]
-        for kept, rows in zip(sums, (value, signed, square), strict=True):
-            kept.index_add_(0, slots, rows.to(kept.dtype))
-
-    def add_part(self, point: int, slots: Tensor, part: slice, *rows: Tensor) -> None:
-        """Add value, signed and square of some elements to the sums of slots that follow each other."""
-        where = slice(int(slots[0]), int(slots[-1]) + 1)
+    def add(self, point: int, slots: Tensor, across: slice, *rows: Tensor) -> None:
+        """Add value, signed and square of some elements to the sums of their slots; slots may repeat."""
         for kept, some in zip(self._sums[point], rows, strict=True):
-            kept[where, part] += some
+            if len(slots) == 1:
+                kept[int(slots[0]), across] += some[0]
+            else:
+                kept[:, across].index_add_(0, slots.to(kept.device), some.to(kept.dtype))
+
+    def replace(self, point: int, slots: Tensor, across: slice, signed: Tensor, square: Tensor) -> None:
+        """Set the estimates of some elements; the slots differ."""
+        for kept, some in zip(self._sums[point][1:], (signed, square), strict=True):
+            kept[slots.to(kept.device), across] = some.to(kept.dtype)
+
+    def part(self, point: int, slots: slice, across: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Value, signed and square of some elements, to be added to in place."""
+        value, signed, square = self._sums[point][:, slots, across].unbind(0)
+        return value, signed, square
 
     def clear(self, example_slot: int) -> None:
         """Empty the slots of an example."""
@@ -139,28 +165,25 @@ class RunningSums:
     def summary(self, example_slots: Sequence[int]) -> Summary:
         """Figures of the given examples over all points."""
         shape = (len(example_slots), len(self.layouts))
-        result = Summary(*(np.zeros(shape) for _ in range(5)))
+        result = Summary(*(np.zeros(shape) for _ in range(3)))
         for point, layout in enumerate(self.layouts):
             step = max(1, BLOCK // max(1, layout.size * self.paths))
             for first in range(0, len(example_slots), step):
                 part = slice(first, first + step)
-                figures = self._figures(point, layout, example_slots[part])
+                figures = self._figures(point, example_slots[part])
                 for name, column in zip(Summary.__dataclass_fields__, figures, strict=True):
                     getattr(result, name)[part, point] = column.cpu().numpy()
         return result
 
-    def _figures(self, point: int, layout: Layout, example_slots: Sequence[int]) -> tuple[Tensor, ...]:
+    def _figures(self, point: int, example_slots: Sequence[int]) -> tuple[Tensor, ...]:
         value, signed, square = self._mean(point, example_slots)
-        scale, estimate = value.abs().sum(1), _bound(signed, square).sum(1)
-        if layout.unit_axis is not None and len(layout.shape) == 1 and layout.unit_groups is None:
-            return scale, estimate, scale, estimate, value.sum(1)
-        units = layout.per_unit(value).abs().sum(1)
-        unit_estimate = _bound(layout.per_unit(signed), layout.per_unit(square)).sum(1)
-        return scale, estimate, units, unit_estimate, value.sum(1)
+        return value.abs().sum(1), _bound(signed, square).sum(1), value.sum(1)
 
     def _mean(self, point: int, example_slots: Sequence[int]) -> Tensor:
         """Sums of the mean over an example's paths, ``(3, examples, elements)``."""
         sums = self._sums[point]
+        if self.paths == 1 and len(example_slots) == example_slots[-1] - example_slots[0] + 1:
+            return sums[:, example_slots[0] : example_slots[-1] + 1]
         slots = torch.tensor([e * self.paths + m for e in example_slots for m in range(self.paths)], device=sums.device)
         if self.paths == 1:
             return sums.index_select(1, slots)
@@ -174,7 +197,7 @@ class RunningSums:
 
 def _bound(signed: Tensor, square: Tensor) -> Tensor:
     """The estimate of mathematics: the signed sum over panels, or twice their root sum of squares if larger."""
-    return torch.maximum(signed.abs(), SPREAD * square.clamp(min=0.0).sqrt())
+    return torch.maximum(signed.abs(), square.clamp(min=0.0).sqrt_().mul_(SPREAD))
 
 
 class Call:
@@ -248,35 +271,78 @@ class NodeStore:
         np.subtract.at(self._users, used, 1)
         self._free.extend(int(place) for place in np.unique(used) if self._users[place] == 0)
 
-    def gather(self, call: Call, point: int, where: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Activation and gradient of nodes, ``(nodes, elements)`` each, in the working precision."""
-        layout, store, pair = self.layouts[point], self._store[point], call.pairs[point]
-        dtype = work_dtype(layout.dtype)
-        here = where >= 0
-        if here.all() and pair is not None:
-            rows = _selection(where, layout.device)
-            return tuple(_take(tensor, rows).reshape(len(where), -1).to(dtype) for tensor in pair)  # type: ignore[return-value]
-        if not here.any():
-            places = _selection(-where - 1, layout.device)
-            return _take(store[0], places).to(dtype), _take(store[1], places).to(dtype)
-        both = torch.zeros(2, len(where), layout.size, dtype=dtype, device=layout.device)
-        for mask in (here, ~here):
-            if (mask is here and pair is None) or not mask.any():
-                continue
-            at = torch.as_tensor(np.flatnonzero(mask), device=layout.device)
-            found = self.gather(call, point, where[mask])
-            both[0].index_copy_(0, at, found[0])
-            both[1].index_copy_(0, at, found[1])
-        return both[0], both[1]
+    def gather(
+        self, call: Call, point: int, nodes: Nodes, across: slice, workspace: Workspace
+    ) -> tuple[Tensor, Tensor]:
+        """Activation and gradient of nodes, as ``(K, n, elements)`` each, in the working precision.
+
+        Both lie in the workspace and are overwritten by the next call.
+        """
+        layout, pair = self.layouts[point], call.pairs[point]
+        dtype, shape = work_dtype(layout.dtype), (*nodes.shape, len(range(layout.size)[across]))
+        found = (workspace.take("y", shape, dtype, layout.device), workspace.take("v", shape, dtype, layout.device))
+        for side, out in enumerate(found):
+            flat = out.view(-1, shape[2])
+            for fresh, to, rows in nodes.moves:
+                if not fresh:
+                    _move(self._store[point][side], rows, across, flat, to)
+                elif pair is not None:
+                    _move(pair[side].reshape(len(pair[side]), -1), rows, across, flat, to)
+                elif isinstance(to, slice):  # the target did not depend on this point
+                    flat[to] = 0.0
+                else:
+                    flat.index_fill_(0, to, 0.0)
+        return found
 
 
-def _selection(where: NDArray[np.int64], device: torch.device) -> slice | Tensor:
-    """Rows as a slice where they follow each other, which costs no copy."""
-    first = int(where[0])
-    if len(where) == int(where[-1]) - first + 1 and bool((np.diff(where) == 1).all()):
-        return slice(first, first + len(where))
-    return torch.as_tensor(where, device=device)
+class Nodes:
+    """Where nodes ``(n, K)`` lie, made ready for copying: from the call or from the store, as slices where they can be.
+
+    Parameters
+    ----------
+    where
+        Place of each node, as in :class:`NodeStore`.
+    device
+        Where indices are needed.
+    """
+
+    def __init__(self, where: NDArray[np.int64], device: torch.device) -> None:
+        self.shape = (where.shape[1], where.shape[0])
+        flat = where.T.reshape(-1)
+        self.moves = [
+            (fresh, _rows(np.flatnonzero(mask), device), _rows(flat[mask] if fresh else -flat[mask] - 1, device))
+            for fresh, mask in ((True, flat >= 0), (False, flat < 0))
+            if mask.any()
+        ]
 
 
-def _take(tensor: Tensor, rows: slice | Tensor) -> Tensor:
-    return tensor[rows] if isinstance(rows, slice) else tensor.index_select(0, rows)
+def _rows(rows: NDArray[Any], device: torch.device) -> slice | Tensor:
+    """Rows as a slice if they are evenly spaced, else as an index."""
+    if len(rows) == 1:
+        return slice(int(rows[0]), int(rows[0]) + 1)
+    steps = np.diff(rows)
+    if steps[0] > 0 and bool((steps == steps[0]).all()):
+        return slice(int(rows[0]), int(rows[-1]) + 1, int(steps[0]))
+    return torch.as_tensor(rows, device=device)
+
+
+def _move(source: Tensor, rows: slice | Tensor, across: slice, out: Tensor, to: slice | Tensor) -> None:
+    """``out[to] = source[rows, across]``."""
+    part = source[:, across]
+    some = part[rows] if isinstance(rows, slice) else part.index_select(0, rows)
+    if isinstance(to, slice):
+        out[to].copy_(some)
+    else:
+        out.index_copy_(0, to, some.to(out.dtype))
+
+
+def blocks(rows: int, elements: int, nodes: int = 1) -> list[tuple[slice, slice]]:
+    """Cut ``rows × elements`` into parts for which ``nodes`` numbers each make up about BLOCK."""
+    room = max(1, BLOCK // nodes)
+    across = max(1, min(elements, room))
+    step = max(1, room // across)
+    return [
+        (slice(top, min(top + step, rows)), slice(left, min(left + across, elements)))
+        for top in range(0, rows, step)
+        for left in range(0, elements, across)
+    ]

@@ -192,7 +192,8 @@ class _Run:
         engine = Engine(model, selection.modules, points, path, function)
         self.layouts = layouts
         self.collector = Collector(layouts, path.batch, spread=per_example > 1)
-        sums = RunningSums(layouts + leaves, flights, per_example)
+        few = n_steps is not None and n_steps <= min(self.rows, 64)
+        sums = RunningSums(layouts + leaves, flights, per_example, wide=not few)
         precision = np.array([float(torch.finfo(layout.dtype).eps) / 2 for layout in layouts + leaves])
         ends = _ends(kinked, float(precision.max()))
         self._method: FixedRule | Refinement
