@@ -1,0 +1,126 @@
+"""The parts of a report as plain values, numbers written out; the template only lays them out."""
+
+import math
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from conductance.analysis._pictures import MapPicture, chart, map_pictures
+from conductance.analysis.plots import plot_layer_bars, plot_top_units
+from conductance.analysis.ranking import layer_importance, rank_units
+from conductance.analysis.responses import top_unit_by_group
+from conductance.results import TotalConductance
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+#: Units of each layer whose examples are drawn, examples for each of them, and examples for each class.
+_DRAWN, _EXAMPLES, _OF_CLASS = 3, 5, 3
+
+
+def facts_of(result: TotalConductance, left_out: int) -> dict[str, str]:
+    """Say what the result knows about itself."""
+    settings, evaluations = result.settings, result.evaluations
+    counts = Counter(status for status in result.status if status != "ok")
+    other = "".join(f", {count} {status}" for status, count in counts.items())
+    worst = max(float(error.nan_to_num(nan=0.0).max()) for error in result.error.values())
+    rtol, steps, seconds = settings.get("rtol"), settings.get("n_steps"), settings.get("seconds")
+    facts = {
+        "Examples explained": f"{len(result.status)}",
+        "Tolerance asked": f"{rtol:g}" if isinstance(rtol, float) else f"none, {steps} evaluations",
+        "Largest estimated error": f"{worst:.2g}",
+        "Converged": f"{int(result.converged.sum())} of {len(result.status)}{other}",
+        "Evaluations for each": f"median {int(evaluations.median())}, at most {int(evaluations.max())}",
+    }
+    if left_out:
+        facts["Left out of all tables"] = f"{left_out} unfinished"
+    if isinstance(seconds, int | float):
+        facts["Time to explain"] = f"{seconds:.1f} s"
+    return facts
+
+
+def layers_part(result: TotalConductance) -> dict[str, Any]:
+    """Gather the table and the chart of all layers."""
+    table = layer_importance(result)
+    rows = [
+        {
+            "layer": row["layer"],
+            "type": row["type"],
+            "units": row["units"],
+            "cut": "yes" if row["cut"] else "no",
+            "sum": _number(row["sum"], "+"),
+            "abs": _number(row["abs"]),
+            "cancellation": _share(row["cancellation"]),
+            "units_for_90": row["units_for_90"],
+            "coverage": f"{row['coverage']:.3f}".replace("-", "−") + f" ± {row['coverage_error']:.1g}",
+            "error": f"{row['error']:.1g}",
+        }
+        for row in table.to_dict("records")
+    ]
+    return {"rows": rows, "chart": chart(lambda ax: plot_layer_bars(table, ax), len(table))}
+
+
+def units_part(result: TotalConductance, layer: str, top: int, images: Any, captions: Sequence[str]) -> dict[str, Any]:
+    """Gather what is shown of one layer's units."""
+    units = rank_units(result, top=top, layers=layer)
+    rows = [
+        {
+            "unit": row["unit"],
+            "mean": _number(row["mean"], "+"),
+            "mean_abs": _number(row["mean_abs"]),
+            "share": _share(row["share_positive"]),
+            "error": f"{row['error']:.1g}",
+        }
+        for row in units.to_dict("records")
+    ]
+    maps: dict[int, list[MapPicture]] = {}
+    if images is not None and _has_maps(result, layer):
+        for unit in units["unit"].head(_DRAWN).tolist():
+            maps[unit] = map_pictures(result, layer, unit, images=images, captions=captions, top=_EXAMPLES)
+    info = result.info[layer]
+
+    def draw(ax: "Axes") -> None:
+        plot_top_units(units, ax).set_yticks(range(len(units)), [f"unit {unit}" for unit in units["unit"]])
+
+    drawing = chart(draw, len(units))
+    known = {"layer": layer, "type": info.module_type, "of": info.units}
+    return {**known, "rows": rows, "chart": drawing, "maps": maps}
+
+
+def classes_part(
+    result: TotalConductance, layer: str, groups: Sequence[Any], images: Any, captions: Sequence[str]
+) -> list[dict[Hashable, Any]]:
+    """Gather the top unit of each class, with the examples of that class that drive it most."""
+    rows = []
+    for row in top_unit_by_group(result, layer, groups).to_dict("records"):
+        members = np.flatnonzero(np.asarray(groups) == row["group"]).tolist()
+        pictures: list[MapPicture] = []
+        if images is not None and _has_maps(result, layer):
+            pictures = map_pictures(
+                result.select(members),
+                layer,
+                row["unit"],
+                images=[images[number] for number in members],
+                captions=[captions[number] for number in members],
+                top=_OF_CLASS,
+            )
+        row.update(mean=_number(row["mean"], "+"), share=_share(row["share"]), maps=pictures)
+        rows.append(row)
+    return rows
+
+
+def _has_maps(result: TotalConductance, layer: str) -> bool:
+    """Whether a unit of this layer has height and width."""
+    info = result.info[layer]
+    return len(info.shape) == 3 and info.unit_groups is None
+
+
+def _number(value: float, sign: str = "") -> str:
+    """Write three digits, zeros at the end too, so that columns line up."""
+    return f"{value:{sign}#.3g}".rstrip(".")
+
+
+def _share(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.0%}".replace("-", "−")

@@ -1,0 +1,135 @@
+"""One self-contained HTML file about a result: layers, top units, what they respond to, and how sure it is.
+
+Pictures and style are part of the file; it needs no network and no JavaScript. Whatever comes from the model
+or the caller is escaped.
+"""
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from conductance.analysis._report_parts import classes_part, facts_of, layers_part, units_part
+from conductance.analysis._values import check_top, unit_values
+from conductance.analysis.ranking import chosen_layers
+from conductance.results import TotalConductance
+
+
+def write_report(
+    path: str | Path,
+    result: TotalConductance,
+    *,
+    title: str = "Conductance report",
+    facts: Mapping[str, str] | None = None,
+    layers: Sequence[str] | str | None = None,
+    top: int = 8,
+    images: Any = None,
+    captions: Sequence[str] | None = None,
+    groups: Sequence[int] | Sequence[str] | None = None,
+    code: str | None = None,
+    progress: bool = False,
+) -> Path:
+    """Write a report on a result as one HTML file.
+
+    Parameters
+    ----------
+    path
+        The file; its folder has to exist. A file that is there is replaced.
+    result
+        What `conductance.total_conductance` returned.
+    title
+        Heading of the report.
+    facts
+        What the result does not know, such as the model's name and accuracy: term and text, shown first.
+    layers
+        Hook points whose units are ranked, each by itself; None is all.
+    top
+        Units of each layer in its table, at least 1.
+    images
+        ``(batch, height, width)`` or ``(batch, 1 or 3, height, width)``: pictures of the examples. With them,
+        the first units of a layer with height and width are shown with the examples that drive them most.
+    captions
+        Text for each example; None is its number.
+    groups
+        The class of each example: adds the top unit of each class, in the last of ``layers``.
+    code
+        The call that made the result, to be shown.
+    progress
+        Show a progress bar.
+
+    Returns
+    -------
+    Path
+        The absolute path of the file.
+
+    Raises
+    ------
+    TypeError
+        If ``result`` is not a result or ``top`` not a whole number.
+    ValueError
+        If ``layers`` is empty, ``top`` below 1, no example is finished, or ``images``, ``captions`` or
+        ``groups`` do not have one entry for each example.
+    KeyError
+        If there is no such layer.
+    OSError
+        If the file cannot be written.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from tempfile import TemporaryDirectory
+    >>> from torch import nn
+    >>> import conductance as cd
+    >>> model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    >>> total = cd.total_conductance(model, torch.ones(5, 3), target=0)
+    >>> with TemporaryDirectory() as folder:
+    ...     text = write_report(Path(folder) / "report.html", total).read_text(encoding="utf-8")
+    >>> "<h1>Conductance report</h1>" in text
+    True
+    """
+    from tqdm.auto import tqdm
+
+    found = unit_values(result)
+    check_top(top)
+    names = chosen_layers(result, layers)
+    captions = [f"example {number}" for number in range(len(result.status))] if captions is None else captions
+    for argument, value in (("images", images), ("captions", captions), ("groups", groups)):
+        _check_length(argument, value, len(result.status))
+    page: dict[str, Any] = {"title": title, "code": code, "ranked": names[-1], "classes": []}
+    page["facts"] = {**(facts or {}), **facts_of(result, found.left_out)}
+    with tqdm(total=len(names) + 2, desc="report", unit="part", disable=not progress) as bar:
+        page["layers"] = layers_part(result)
+        bar.update()
+        page["units"] = []
+        for name in names:
+            page["units"].append(units_part(result, name, top, images, captions))
+            bar.update()
+        if groups is not None:
+            page["classes"] = classes_part(result, names[-1], groups, images, captions)
+        bar.update()
+    return _written(Path(path), _rendered(page))
+
+
+def _check_length(name: str, values: Any, examples: int) -> None:
+    if values is not None and len(values) != examples:
+        msg = f"{name} has {len(values)} entries, expected one for each of {examples} examples."
+        raise ValueError(msg)
+
+
+def _rendered(page: Mapping[str, Any]) -> str:
+    from jinja2 import Environment, StrictUndefined
+
+    source = resources.files("conductance.analysis").joinpath("templates", "report.html").read_text("utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(source).render(page)
+
+
+def _written(path: Path, text: str) -> Path:
+    """Replace the file as a whole, or leave it as it is."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path.resolve()
