@@ -51,7 +51,7 @@ class TotalConductance(Mapping[str, Tensor]):
     unit_error
         Per hook point ``(batch, units)``: estimated absolute error of `per_unit`.
     error
-        Per hook point ``(batch,)``: estimated ``Σ|error| / Σ|C|`` over units.
+        Per hook point ``(batch,)``: estimated ``Σ|error| / Σ|C|`` over all elements of the layer.
     info
         Per hook point its `LayerInfo`.
     output, baseline_output
@@ -206,10 +206,8 @@ class TotalConductance(Mapping[str, Tensor]):
     def coverage_error(self) -> dict[str, Tensor]:
         """Per hook point ``(batch,)``: estimated error of `coverage`, ``error · Σ|C| / |F(x) - F(x')|``."""
         size = self.output_change.abs()
-        return {
-            layer: (self.error[layer] * self._wide_per_unit(layer).abs().sum(1)).to(size.device) / size
-            for layer in self
-        }
+        absolute = {layer: self[layer].to(size).reshape(len(size), -1).abs().sum(1) for layer in self}
+        return {layer: self.error[layer].to(size) * absolute[layer] / size for layer in self}
 
     def per_unit(self, layer: str) -> Tensor:
         """Conductance of each unit (channel, head or feature), summed over positions.

@@ -137,17 +137,20 @@ def _integers(target: Any) -> Tensor:
 
 def _picked(output: Tensor, place: tuple[int, ...]) -> Tensor:
     _check_place(output, [place])
-    picked: Tensor = output[(slice(None), *place)]
-    return picked
+    for index in place:
+        output = output.select(1, index)
+    return output
 
 
 def _picked_each(output: Tensor, index: Tensor, examples: Tensor) -> Tensor:
     _check_place(output, [index.amin(0).tolist(), index.amax(0).tolist()])
     each = index.to(output.device)[examples.to(output.device)]
-    rows = torch.arange(len(each), device=output.device)
-    places: list[Tensor] = [rows, *each.unbind(1)]
-    picked: Tensor = output[tuple(places)]
-    return picked
+    flat = output.reshape(len(each), -1)
+    sizes = output.shape[1:]
+    place = torch.zeros_like(each[:, 0])
+    for axis, size in enumerate(sizes):
+        place = place * size + each[:, axis] % size
+    return flat.gather(1, place[:, None])[:, 0]
 
 
 def _check_place(output: Tensor, places: Sequence[Sequence[int]]) -> None:

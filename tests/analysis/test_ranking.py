@@ -100,7 +100,8 @@ def test_layer_importance_is_the_literal_table() -> None:
         ratios = [abs(a) / b for a, b in zip(sums, sizes, strict=True)]
         coverage = [a / b for a, b in zip(sums, changes, strict=True)]
         errors = result.error[str(layer)].tolist()
-        spans = [e * b / abs(c) for e, b, c in zip(errors, sizes, changes, strict=True)]
+        elements = [float(one.abs().sum()) for one in result[str(layer)]]
+        spans = [e * b / abs(c) for e, b, c in zip(errors, elements, changes, strict=True)]
         expected = {
             "sum": sum(sums) / EXAMPLES,
             "abs": sum(sizes) / EXAMPLES,

@@ -75,7 +75,7 @@ def test_coverage_and_its_error() -> None:
     change = total.output - total.baseline_output
     torch.testing.assert_close(total.output_change, change)
     torch.testing.assert_close(total.coverage["conv"], total["conv"].sum((1, 2, 3)) / change)
-    absolute = total["conv"].sum((2, 3)).abs().sum(1)
+    absolute = total["conv"].abs().sum((1, 2, 3))
     torch.testing.assert_close(total.coverage_error["conv"], total.error["conv"] * absolute / change.abs())
     assert total.is_cut == {name: name == "output" for name in SHAPES}
 
