@@ -30,7 +30,7 @@ class Finished:
     error, floor
         Estimated ``Σ|error|`` of each layer, rounding included, and the share of rounding in it.
     limit
-        No unit's estimate is larger than this, for each layer.
+        No unit's estimate is larger than this before the factor, for each layer.
     factor
         Factor on the summed estimates of each point.
     output, baseline_output
@@ -89,7 +89,7 @@ class Collector:
             scale = float(mean.abs().sum())
             relative = done.floor[point] / scale if scale > 0 else 0.0
             self.conductance[point][n] = mean.reshape(layout.shape).to(work_dtype(layout.dtype))
-            estimate = (sums.estimate(point, done.slot) * float(done.factor[point])).clamp(max=float(done.limit[point]))
+            estimate = sums.estimate(point, done.slot).clamp(max=float(done.limit[point])) * float(done.factor[point])
             rounding = relative * layout.per_unit(mean[None]).abs()[0]
             self.unit_error[point][n] = (estimate + rounding).to(work_dtype(layout.dtype))
             nothing = np.inf if done.error[point] > 0 else 0.0

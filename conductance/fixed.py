@@ -143,7 +143,8 @@ class FixedRule:
         cuts = np.array([bool(info.is_cut) for info in self.engine.points])
         for slot, example in enumerate(examples):
             start, end = outputs[slot]
-            floor = ROUNDINGS * self.precision[:layers] * summary.scale[slot, :layers]
+            cut_off = self.ends[0] + (1.0 - self.ends[1])
+            floor = (ROUNDINGS * self.precision[:layers] + cut_off) * summary.scale[slot, :layers]
             factor = np.full(len(self.sums.layouts), 1.0 if self.kinked or len(self.panels) > 1 else 0.5)
             missed = np.where(cuts, np.abs(summary.total[slot, :layers] - leaf[slot]), 0.0)
             error = np.maximum(summary.estimate[slot, :layers] * factor[:layers], missed) + floor

@@ -36,6 +36,8 @@ STUCK = 12
 DOUBT = 0.4
 #: Estimate of any other panel, likewise: the meeting of the tangents is a good place for the jump of most gradients.
 USUAL = 0.5
+#: Share that the estimate of a layer of one unit is raised by; of ``n`` units, the n-th part of it.
+NARROW = 2.0
 #: Distance from the kink at which such a panel is split, as part of the panel.
 BESIDE = 1e-6
 #: F lies on a tangent if it is off by less than this many roundings …
@@ -81,8 +83,8 @@ class Kinked:
             self._split(evaluated)
 
     def estimates(self, slots: list[int]) -> Floats:  # noqa: ARG002
-        """No factor: the sums of this scheme are the estimate."""
-        return np.ones(len(self.layouts))
+        """Narrow layers are given less credit: few units do not average out the luck of single panels."""
+        return 1.0 + NARROW / np.array([max(1, layout.size) for layout in self.layouts], dtype=np.float64)
 
     def limit(self, slots: list[int]) -> Floats:
         """Sum of the local estimates of all panels, ``(points,)``."""

@@ -78,6 +78,7 @@ class Figures:
     error: Floats
     limit: Floats
     floor: Floats
+    magnitude: Floats
     factor: Floats
     residual: float
     leaf_scale: float
@@ -283,7 +284,8 @@ class Refinement:
         factor = self.scheme.estimates(slots)
         limit = SPREAD * self.scheme.limit(slots)[layers] / self._paths
         magnitude = np.mean([self.scheme.magnitude(slot) for slot in slots], axis=0)
-        floor = ROUNDINGS * self.precision * magnitude
+        cut_off = self.ends[0] + (1.0 - self.ends[1])  # the path is shorter by this much
+        floor = (ROUNDINGS * self.precision + cut_off) * magnitude
         leaf_total = float(summary.total[row, self._layers :].sum())
         change = leaf_total + residual
         total = summary.total[row, layers]  # across a jump a cut carries what the leaf does, or all of dF
@@ -291,9 +293,10 @@ class Refinement:
         start, end = self.scheme.outputs(slots)
         return Figures(
             scale=summary.scale[row, layers],
-            error=np.maximum(np.minimum(summary.estimate[row, layers] * factor[layers], limit), missed),
+            error=np.maximum(np.minimum(summary.estimate[row, layers], limit) * factor[layers], missed),
             limit=limit,
             floor=floor[layers],
+            magnitude=magnitude[layers],
             factor=factor,
             residual=residual,
             leaf_scale=max(abs(change), float(summary.scale[row, self._layers :].sum())),
@@ -311,7 +314,7 @@ class Refinement:
     def _rounding(self, figures: Figures) -> Floats:
         """Local estimates that are nothing but rounding, for each point; no leaf is refined for its own sake."""
         leaves = np.full(len(self.sums.layouts) - self._layers, np.inf)
-        return np.concatenate([0.25 * figures.floor / ROUNDINGS, leaves])
+        return np.concatenate([0.25 * self.precision[: self._layers] * figures.magnitude, leaves])
 
     def _guard(self, flight: Flight, slots: list[int], figures: Figures) -> str:
         """Name the reason if the unattributed share does not shrink; "" to go on.

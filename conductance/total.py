@@ -141,7 +141,7 @@ def total_conductance(
     with undisturbed(model, selection.modules):
         path = StraightPath(inputs, baselines, extra if isinstance(extra, tuple) else (extra,))
         function = target_function(target, path.batch)
-        found = _probed(model, selection, path, function)
+        found = _probed(model, selection, path, function, named=layers is not None)
         points = [info for info in found.points if info.dtype.is_floating_point]
         run = _Run(model, selection, points, path, function, found, rules, n_steps)
         interrupted = run.execute(progress)
@@ -153,6 +153,7 @@ def total_conductance(
             "rtol": None if n_steps is not None else rules.rtol,
             "atol": rules.atol,
             "n_steps": n_steps,
+            "never_run": list(found.never_run),
             "scheme": "kinked" if found.kinked else "smooth",
             "kinked_operators": list(found.kinked),
             "internal_batch_size": run.rows,
@@ -302,7 +303,9 @@ def _check_mode(model: Callable[..., Any], selection: Selection, on_train: str) 
     warnings.warn(f"{text}; results depend on chance and on the other rows of a call", UserWarning, stacklevel=3)
 
 
-def _probed(model: Callable[..., Any], selection: Selection, path: StraightPath, function: TargetFunction) -> Probe:
+def _probed(
+    model: Callable[..., Any], selection: Selection, path: StraightPath, function: TargetFunction, *, named: bool
+) -> Probe:
     """Run two rows at the inputs to see what there is, and refuse what cannot be explained."""
     paths = torch.tensor([0, path.count - 1], device=path.device)
     rows = path.rows(paths, torch.ones(2, device=path.device, dtype=torch.float32))
@@ -311,7 +314,7 @@ def _probed(model: Callable[..., Any], selection: Selection, path: StraightPath,
         return function(model(*rows.args, **rows.kwargs), paths // path.per_example)
 
     found = probe(model, selection, run, rows.leaves)
-    if found.never_run:
+    if found.never_run and (named or not found.points):
         raise ValueError(
             f"layers names {', '.join(map(repr, found.never_run))}, which never ran in a forward pass of the model (or "
             "gave no floating-point tensor); conductance.hooks.list_points(model, inputs) lists what can be tapped"
