@@ -248,9 +248,11 @@ class Refinement:
         """What to say of an example that is done, or None with its next works set."""
         slots = self._slots(flight)
         figures = self._figures(slots, summary, row)
-        precise = bool(
-            (figures.error <= self.rules.rtol * np.maximum(figures.scale, figures.floor) + self.rules.atol).all()
+        allowed = self.rules.rtol * np.maximum(figures.scale, figures.floor) + self.rules.atol
+        within = np.where(
+            figures.floor < 0.5 * allowed, allowed - figures.floor, np.maximum(0.5 * allowed, figures.floor)
         )
+        precise = bool((figures.error <= within).all())  # what rounding hides is not worth a row
         attributed = abs(figures.residual) <= self.rules.rtol * figures.leaf_scale + figures.leaf_floor
         flight.works = []
         status = ""
@@ -264,9 +266,8 @@ class Refinement:
             if flight.works:
                 return None
             status = "budget"
-        settled = (
-            precise and attributed and bool((figures.floor <= self.rules.rtol * figures.scale + self.rules.atol).all())
-        )
+        asked = self.rules.rtol * figures.scale + self.rules.atol
+        settled = precise and attributed and bool((figures.error + figures.floor <= asked).all())
         if not status:
             status = "ok" if settled else self._why(slots, figures)
         jumps = self._jumps(slots) if status == "jump" else ()

@@ -20,7 +20,7 @@ from conductance.collecting import Collector
 from conductance.engine import Engine, undisturbed
 from conductance.errors import ConductanceError, ConvergenceWarning, check_choice
 from conductance.fixed import FixedRule
-from conductance.hooks import LayerSpec, PointInfo, Probe, Selection, probe, select
+from conductance.hooks import HookPoint, LayerSpec, PointInfo, Probe, Selection, probe, select
 from conductance.kinked import Kinked
 from conductance.path import Baseline, Inputs, StraightPath
 from conductance.refinement import Refinement, Rules
@@ -35,6 +35,8 @@ DEFAULT_RTOL = 1e-2
 CALL_BYTES = 1 << 28
 #: Rows of a call when the user names no size, at most.
 MOST_ROWS = 1024
+#: Rows that a model is tried on first.
+PROBED = 2
 #: Bound of the node store, in bytes.
 STORE_BYTES = 1 << 28
 
@@ -65,7 +67,10 @@ def total_conductance(
         A tensor ``(batch, …)``, a tuple of positional inputs or a dict of keyword inputs. Floating-point tensors
         move along the path, everything else is handed on as it is.
     layers
-        Dotted name, glob, module, type, ``HookPoint`` or a list of these; None is every module without children.
+        Dotted name (``"act#2"``: the third call, ``"lstm[0]"``: the first tensor of a tuple, ``"fc:in"``: the input),
+        glob (``*`` matches dots too), module, type, ``HookPoint`` or a list of these; None is every module without
+        children. What a glob, a type or None brings in that never runs or has no batch axis is left out
+        (``settings["left_out"]``). Modules of a plain callable are called ``Linear_0``, ``ReLU_1`` and so on.
     target
         What is explained, one number for each example: an index into the output, a tuple of indices, a tensor or
         list of one index for each example, or a callable of the output (or of the output and the example number of
@@ -109,12 +114,17 @@ def total_conductance(
     Warns
     -----
     ConvergenceWarning
-        If examples do not converge: names status, layers and error.
+        If examples do not converge to a tolerance: names status, layers and error. Not with ``n_steps``, where
+        ``converged`` and ``error`` tell.
 
     Notes
     -----
-    An evaluation is one row, forward and backward. Where the model has kinks the ends of the path are taken 1e-12
-    of its length inside (1e-6 below float64), since a baseline of zeros often lies on a kink.
+    An evaluation is one row, forward and backward. A keyboard interrupt ends the run early: what is finished is
+    returned, the rest is NaN with status "interrupted". Estimates are calibrated for whole layers; a single unit's
+    error is above its ``unit_error`` for about one unit in twenty.
+
+    Where the model has kinks the ends of the path are taken 1e-12 of its length inside (1e-6 below float64), since a
+    baseline of zeros often lies on a kink.
 
     References
     ----------
@@ -141,8 +151,8 @@ def total_conductance(
     with undisturbed(model, selection.modules):
         path = StraightPath(inputs, baselines, extra if isinstance(extra, tuple) else (extra,))
         function = target_function(target, path.batch)
-        found = _probed(model, selection, path, function, named=layers is not None)
-        points = [info for info in found.points if info.dtype.is_floating_point]
+        found = _probed(model, selection, path, function)
+        points, left_out = _usable(found, _named(layers, selection))
         run = _Run(model, selection, points, path, function, found, rules, n_steps)
         interrupted = run.execute(progress)
     result = run.result(
@@ -153,7 +163,7 @@ def total_conductance(
             "rtol": None if n_steps is not None else rules.rtol,
             "atol": rules.atol,
             "n_steps": n_steps,
-            "never_run": list(found.never_run),
+            "left_out": left_out,
             "scheme": "kinked" if found.kinked else "smooth",
             "kinked_operators": list(found.kinked),
             "internal_batch_size": run.rows,
@@ -303,9 +313,7 @@ def _check_mode(model: Callable[..., Any], selection: Selection, on_train: str) 
     warnings.warn(f"{text}; results depend on chance and on the other rows of a call", UserWarning, stacklevel=3)
 
 
-def _probed(
-    model: Callable[..., Any], selection: Selection, path: StraightPath, function: TargetFunction, *, named: bool
-) -> Probe:
+def _probed(model: Callable[..., Any], selection: Selection, path: StraightPath, function: TargetFunction) -> Probe:
     """Run two rows at the inputs to see what there is, and refuse what cannot be explained."""
     paths = torch.tensor([0, path.count - 1], device=path.device)
     rows = path.rows(paths, torch.ones(2, device=path.device, dtype=torch.float32))
@@ -314,23 +322,45 @@ def _probed(
         return function(model(*rows.args, **rows.kwargs), paths // path.per_example)
 
     found = probe(model, selection, run, rows.leaves)
-    if found.never_run and (named or not found.points):
-        raise ValueError(
-            f"layers names {', '.join(map(repr, found.never_run))}, which never ran in a forward pass of the model (or "
-            "gave no floating-point tensor); conductance.hooks.list_points(model, inputs) lists what can be tapped"
-        )
     if not found.gradient_flows:
         raise ConductanceError(
             "the target does not depend on the inputs through differentiable operations: the model detaches its output "
             "(detach(), no_grad, numpy, argmax), or the target is a constant; explain the logits before that operation"
         )
-    for info in found.points:
-        if info.point.batch_axis < len(info.shape) and info.shape[info.point.batch_axis] != 2:
-            raise ValueError(
-                f"layers: {info.name!r} gave shape {info.shape} for a batch of 2: axis {info.point.batch_axis} is not "
-                "the batch; leave it out, or give HookPoint(…, batch_axis=…)"
-            )
     return found
+
+
+def _named(layers: LayerSpec, selection: Selection) -> set[str]:
+    """Names of the points asked one by one, not by a glob, a type or None."""
+    names = set()
+    for one in layers if isinstance(layers, (list, tuple)) else [layers]:
+        if isinstance(one, HookPoint):
+            names.add(one.name)
+        elif isinstance(one, str) and not any(sign in one for sign in "*?"):
+            names.add(HookPoint.parse(one).name)
+        elif isinstance(one, nn.Module):
+            names |= {HookPoint(name).name for name, module in selection.modules.items() if module is one}
+    return names
+
+
+def _usable(found: Probe, named: set[str]) -> tuple[list[PointInfo], list[str]]:
+    """The points that can be explained, and the names of those that globs, types or None brought in for nothing."""
+    unusable = dict.fromkeys(found.never_run, "never ran in a forward pass, or gave no floating-point tensor")
+    points = []
+    for info in found.points:
+        axis = info.point.batch_axis
+        if axis < len(info.shape) and info.shape[axis] == PROBED:
+            points.append(info)
+        else:
+            unusable[info.name] = (
+                f"gave shape {info.shape} for {PROBED} rows: its axis {axis} is not the batch (another one: "
+                "HookPoint(…, batch_axis=…))"
+            )
+    bad = [name for name in unusable if name in named or not points]
+    if bad:
+        told = "; ".join(f"{name!r}, which {unusable[name]}" for name in bad[:5])
+        raise ValueError(f"layers names {told}; conductance.hooks.list_points(model, inputs) lists what can be tapped")
+    return points, list(unusable)
 
 
 def _layout(info: PointInfo) -> Layout:
@@ -382,12 +412,17 @@ def _warn(result: TotalConductance, rules: Rules, n_steps: int | None) -> None:
     if not bad or n_steps is not None:
         return
     kinds = {kind: sum(result.status[n] == kind for n in bad) for kind in dict.fromkeys(result.status[n] for n in bad)}
-    worst = {name: float(torch.nan_to_num(result.error[name][bad]).max()) for name in result.layers}
+    known = [n for n in bad if result.status[n] != "interrupted"]
+    if not known:
+        warnings.warn(f"the run was interrupted: {len(bad)} examples are missing", ConvergenceWarning, stacklevel=3)
+        return
+    worst = {name: float(torch.nan_to_num(result.error[name][known]).max()) for name in result.layers}
     layers = sorted((name for name in worst if worst[name] > rules.rtol), key=lambda name: -worst[name])[:3]
     told = ", ".join(f"{name!r} {worst[name]:.1e}" for name in layers) or "none beyond the tolerance"
-    change = float(torch.nan_to_num(result.unattributed[bad]).abs().max())
+    change = float(result.unattributed[known].abs().max())
+    kinks = str(result.settings["kinked_operators"]) if result.settings["scheme"] == "kinked" else ""
     advice = {
-        "budget": "raise max_evaluations or rtol",
+        "budget": "raise max_evaluations or rtol" + (f" (kinks, of {kinks}, take many evaluations)" if kinks else ""),
         "jump": "F jumps along the path (rounding, argmax, routing): see .jumps and .unattributed",
         "gradient": "the gradient is not the derivative of F (a detach, a straight-through trick): see .unattributed",
         "precision": "rounding hides the rest: use float64 or a larger rtol",

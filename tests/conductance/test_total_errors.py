@@ -221,3 +221,39 @@ def test_no_warning_where_all_is_well() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert total_conductance(net(), X, target=0, rtol=1e-6).converged.all()
+
+
+class WithPositions(nn.Module):
+    """A network with a table that has no batch axis, as position embeddings have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions = nn.Embedding(4, 5)
+        self.hidden, self.head, self.idle = nn.Linear(4, 5), nn.Linear(5, 3), nn.Dropout()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        table = self.positions(torch.arange(4)[None])
+        logits: Tensor = self.head(torch.tanh(self.hidden(x) + table.sum(1)))
+        return logits
+
+
+@pytest.mark.parametrize("layers", [None, "*", [nn.Linear, nn.Embedding, nn.Dropout]])
+def test_what_has_no_batch_or_never_runs_is_left_out_unless_named(layers: Any) -> None:
+    model = seeded(WithPositions).double()
+    total = total_conductance(model, X, layers, target=0, rtol=1e-6)
+    assert total.layers == ["hidden", "head"]
+    assert set(total.settings["left_out"]) == {"idle", "positions"}  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"'positions', which gave shape \(1, 4, 5\) for 2 rows"):
+        total_conductance(model, X, ["positions", "hidden"], target=0)
+
+
+def test_converged_means_that_the_error_shown_is_within_the_tolerance() -> None:
+    model = seeded(lambda: nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 3))).float()
+    for rtol in (1e-5, 1e-2):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            total = total_conductance(model, normal(20, 4, seed=5).float(), target=0, rtol=rtol)
+        assert total.converged.any() or rtol < 1e-4
+        for layer in total:
+            assert (total.error[layer][total.converged] <= rtol).all()

@@ -1,0 +1,163 @@
+"""Peak bytes of live tensors against the plain pass, and that they grow with neither nodes nor examples.
+
+Counted from the allocator: ``torch.profiler`` records every allocation and release with its bytes, and the greatest
+running sum is the peak. A ``TorchDispatchMode`` would miss what operators allocate inside, and the resident set of
+the process never falls.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+from torch.profiler import ProfilerActivity, profile
+
+from conductance.total import STORE_BYTES
+from tests.benchmarks import cases, speed
+from tests.benchmarks.cases import Case
+from tests.benchmarks.tables import Row, Table, at_most
+
+Returned = TypeVar("Returned")
+
+ROWS = 32
+MOST_NODES = 2048  # Nodes of a path that the store is laid out for.
+WIDE = 3 * 8  # Bytes of the three running sums of an element.
+
+
+class Measured(NamedTuple):
+    """Peak of one run, and what of it the user asked for."""
+
+    peak: int
+    result: int
+    sums: int
+    call_rows: int
+
+    @property
+    def rest(self) -> int:
+        """Peak less result and running sums of the examples in flight."""
+        return self.peak - self.result - self.sums
+
+
+def peak(run: Callable[[], Returned]) -> tuple[int, Returned]:
+    """Peak of live tensor bytes above what is live at the start, and what the run returns."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        result = run()
+    kineto = profiler.profiler.kineto_results
+    events = [(event.start_ns(), event.nbytes()) for event in kineto.events() if event.name() == "[memory]"]
+    live = highest = 0
+    for _, change in sorted(events, key=lambda event: event[0]):
+        live += change
+        highest = max(highest, live)
+    return highest, result
+
+
+def measure(case: Case, **options: float | int) -> Measured:
+    """Peak of total conductance."""
+    run = case.ours(internal_batch_size=ROWS, **options)
+    highest, (sizes, result) = peak(lambda: case.calls(run))
+    tensors = [*result.conductance.values(), *result.unit_error.values()]
+    flights = max(1, min(len(case.inputs), ROWS // int(options.get("n_steps", 16))))
+    sums = flights * WIDE * sum(per_row(case))
+    return Measured(highest, sum(tensor.nbytes for tensor in tensors), sums, max(sizes))
+
+
+def per_row(case: Case) -> tuple[int, int]:
+    """Elements of one row: of all points, and of the leaf."""
+    result = case.first.ours(n_steps=2)()
+    return sum(tensor[0].numel() for tensor in result.values()), case.inputs[0].numel()
+
+
+def bound(case: Case, kind: str, **options: float | int) -> Row:
+    """Hold one run against the plain pass, the tapped outputs of one call and the node store."""
+    found = measure(case, **options)
+    plain, _ = peak(case.plain([found.call_rows]))
+    points, leaf = per_row(case)
+    tapped = 4 * points * found.call_rows
+    refined = "rtol" in options
+    store = 0
+    if refined:
+        node = 2 * 4 * (points + leaf)
+        flights = max(1, min(len(case.inputs), ROWS // 16))
+        store = node * min(flights * MOST_NODES, STORE_BYTES // node)
+    factor = 2.3 if refined else 1.15
+    return {
+        "what": f"{case.name}, {len(case.inputs)} examples, {kind}",
+        "rows of a call": found.call_rows,
+        "peak MB": _mb(found.peak),
+        "result MB": _mb(found.result),
+        "sums MB": _mb(found.sums),
+        "node store MB": _mb(store),
+        "plain pass MB": _mb(plain),
+        "tapped MB": _mb(tapped),
+        "extra / tapped": (found.rest - plain - store) / tapped,
+        **at_most((found.rest - plain - store) / tapped, factor),
+    }
+
+
+def flat(case: Callable[[int], Case], what: str, runs: list[tuple[int, dict[str, float | int]]]) -> Row:
+    """How much the peak, less result and sums, grows over runs of (examples, options)."""
+    rests = [measure(case(examples), **options).rest for examples, options in runs]
+    growth = max(rests) / min(rests) - 1
+    return {
+        "what": what,
+        "MB": ", ".join(f"{_mb(rest):.1f}" for rest in rests),
+        "growth": growth,
+        **at_most(growth, 0.05),
+    }
+
+
+def against_captum(case: Case) -> Row:
+    """Peak of Captum's loop over the layers against ours, with each one's own way to split rows into calls."""
+    ours, _ = peak(case.ours(n_steps=speed.N_STEPS))
+    captum, _ = peak(speed.captum_loop(case, speed.N_STEPS))
+    return {
+        "what": f"{case.name}, {len(case.inputs)} examples, n_steps={speed.N_STEPS}",
+        "ours MB": _mb(ours),
+        "Captum MB": _mb(captum),
+        "Captum / ours": captum / ours,
+    }
+
+
+def _mb(count: float) -> float:
+    return count / 1e6
+
+
+def run(*, quick: bool = False) -> list[Table]:
+    """Measure bounds, flatness and Captum on smaller inputs: 12 tokens, 16 × 16 pixels."""
+    few, some, many, nodes = (4, 8, 16, 64) if quick else (4, 16, 64, 256)
+    bounds, flatness, captum = [], [], []
+    for make in (cases.bert, cases.conv):
+        case = make(few, quick=True)
+        bounds.append(bound(case, "n_steps=32", n_steps=32))
+        bounds.append(bound(case, f"rtol={case.rtol:g}", rtol=case.rtol))
+
+        def sized(examples: int, make: Callable[..., Case] = make) -> Case:
+            return make(examples, quick=True)
+
+        steps: list[tuple[int, dict[str, float | int]]] = [(few, {"n_steps": n}) for n in (16, 32, nodes)]
+        flatness.append(flat(sized, f"{case.name}, {few} examples, 16 to {nodes} nodes", steps))
+        flatness.append(
+            flat(sized, f"{case.name}, {few} to {many} examples, 16 nodes", [(n, {"n_steps": 16}) for n in (few, many)])
+        )
+        flatness.append(
+            flat(
+                sized,
+                f"{case.name}, {few} to {some} examples, rtol={case.rtol:g}",
+                [(n, {"rtol": case.rtol}) for n in (few, some)],
+            )
+        )
+        captum.append(against_captum(case))
+    text = (
+        "Peak of live tensor bytes from the allocator's record (torch.profiler), "
+        f"internal_batch_size={ROWS}, small inputs. Result: conductances and unit errors. Sums: three float64 "
+        "numbers an element for each example in flight."
+    )
+    return [
+        Table(
+            "Memory against the plain pass", f"{text} Extra: peak - result - sums - node store - plain pass.", bounds
+        ),
+        Table("Memory does not grow", f"{text} Growth of peak - result - sums.", flatness),
+        Table(
+            "Memory against Captum",
+            "Peak of live tensor bytes; ours chooses the rows of a call, Captum runs all at once.",
+            captum,
+        ),
+    ]
