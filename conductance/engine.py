@@ -99,7 +99,12 @@ class Engine:
         rows = self.path.rows(which, torch.as_tensor(alphas).to(device=device, dtype=wide))
 
         def deliver(point: HookPoint, activation: Tensor, gradient: Tensor) -> None:
-            number = self._numbers[point]
+            number = self._numbers.get(point)
+            if number is None:
+                raise ConductanceError(
+                    f"layer {point.name!r} ran, but not when the model was tried first: the model's control flow "
+                    "depends on its data, so that rows differ in what they run; leave the layer out"
+                )
             axis = point.batch_axis
             if activation.shape[axis] != len(paths):
                 raise _not_rows(point, activation, len(paths))
@@ -107,6 +112,7 @@ class Engine:
 
         with capture(self._modules, list(self._numbers), deliver, clone=self._clone):
             output = self.target(self.model(*rows.args, **rows.kwargs), which // self.path.per_example)
+            check_rows(output, len(paths))
             gradients = torch.autograd.grad(output.sum(), rows.leaves, allow_unused=True)
         slope = torch.zeros(len(paths), dtype=wide, device=device)
         for number, (leaf, gradient) in enumerate(zip(rows.leaves, gradients, strict=True), len(self.points)):
@@ -146,6 +152,25 @@ class Engine:
         return "the gradient at the inputs holds NaN or infinity, at the layers asked it does not"
 
 
+def check_rows(output: Tensor, rows: int) -> None:
+    """Refuse a target that is not one number a row."""
+    if tuple(output.shape) != (rows,):
+        raise ValueError(
+            f"target gave shape {tuple(output.shape)} for {rows} rows; expected ({rows},): the model must keep its "
+            "rows apart and the target must give one number for each"
+        )
+
+
+def check_finite(points: Sequence[PointInfo], scale: NDArray[np.float64]) -> None:
+    """Refuse layers whose conductance is not finite though F and its slope are; ``scale (examples, points)``."""
+    bad = [info.name for column, info in enumerate(points) if not np.isfinite(scale[:, column]).all()]
+    if bad:
+        raise ConductanceError(
+            f"layer {bad[0]!r} holds NaN or infinity that the target does not show (a mask of minus infinity, an "
+            "overflow); leave this layer out" + (f", and {', '.join(map(repr, bad[1:4]))}" if len(bad) > 1 else "")
+        )
+
+
 def non_finite(engine: Engine, paths: NDArray[np.int64], alphas: NDArray[np.float64]) -> ConductanceError:
     """The error for rows whose target or gradient is not finite: says where, at which place of which example."""
     example = int(paths[0]) // engine.path.per_example
@@ -176,7 +201,7 @@ def undisturbed(model: Callable[..., Any], modules: Mapping[str, nn.Module]) -> 
     are put back; works inside ``no_grad`` and ``inference_mode``.
     """
     roots = [model] if isinstance(model, nn.Module) else list(modules.values())
-    parameters = {p for root in roots for p in root.parameters() if p.requires_grad}
+    parameters = {p for root in roots for p in root.parameters() if p.requires_grad and not p.is_inference()}
     buffers = [b for root in roots for m in root.modules() if m.training for b in m.buffers(recurse=False)]
     saved = [buffer.clone() for buffer in buffers]
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from conductance import quadrature
 from conductance.collecting import Collector, Finished
-from conductance.engine import Engine, Nodes, non_finite
+from conductance.engine import Engine, Nodes, check_finite, non_finite
 from conductance.panels import Floats
 from conductance.refinement import ROUNDINGS, Rules
 from conductance.sums import RunningSums, Workspace, blocks, work_dtype
@@ -138,6 +138,7 @@ class FixedRule:
     def _finish(self, examples: range, outputs: Floats, leaf: Floats) -> None:
         slots = list(range(len(examples)))
         summary = self.sums.summary(slots)
+        check_finite(self.engine.points, summary.scale)
         layers = len(self.engine.points)
         each = self.engine.path.per_example
         cuts = np.array([bool(info.is_cut) for info in self.engine.points])

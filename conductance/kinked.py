@@ -38,6 +38,8 @@ DOUBT = 0.4
 USUAL = 0.5
 #: Share that the estimate of a layer of one unit is raised by; of ``n`` units, the n-th part of it.
 NARROW = 2.0
+#: Number of panels below which the estimate of a path is doubled; of more, less, with the square.
+FEW = 4.0
 #: Distance from the kink at which such a panel is split, as part of the panel.
 BESIDE = 1e-6
 #: F lies on a tangent if it is off by less than this many roundings …
@@ -82,16 +84,17 @@ class Kinked:
         else:
             self._split(evaluated)
 
-    def estimates(self, slots: list[int]) -> Floats:  # noqa: ARG002
-        """Narrow layers are given less credit: few units do not average out the luck of single panels."""
-        return 1.0 + NARROW / np.array([max(1, layout.size) for layout in self.layouts], dtype=np.float64)
+    def estimates(self, slots: list[int]) -> Floats:
+        """Few units or few panels are given less credit: they do not average out the luck of single ones."""
+        panels = sum(len(self.tables[slot].local) for slot in slots) / len(slots)
+        return 1.0 + (FEW / panels) ** 2 + NARROW / np.array([max(1, layout.size) for layout in self.layouts])
 
     def limit(self, slots: list[int]) -> Floats:
         """Sum of the local estimates of all panels, ``(points,)``."""
         return np.sum([self.tables[slot].local.sum(0) for slot in slots], axis=0)  # type: ignore[no-any-return]
 
     def magnitude(self, slot: int) -> Floats:
-        """``Σ |v| |Δy|`` over the opening panels."""
+        """``Σ |v| |Δy|``, and ``Σ max|v| max|y|``, over the opening panels."""
         return self.tables[slot].magnitude
 
     def residuals(self, slots: list[int]) -> tuple[Floats, Floats, Floats]:
@@ -280,7 +283,8 @@ def _opened(v: Tensor, y: Tensor, weight: Tensor, half_open: Tensor) -> tuple[Te
     dv, dy = v[1:] - v[:-1], y[1:] - y[:-1]
     bend = dv * dy
     straight = v[:-1] * dy
-    magnitude = straight.abs().sum((0, 2))
+    rounding = (v.abs().amax(0) * y.abs().amax(0)).sum(1)  # activations and gradients come rounded themselves
+    magnitude = straight.abs().sum((0, 2)) + rounding
     value = straight.addcmul_(weight, bend)
     error = bend.mul_(half_open)
     local = error.abs().sum(2).movedim(0, 1)

@@ -134,7 +134,7 @@ class Scheme(Protocol):
         """F at the start and at the end, averaged over these paths."""
 
     def magnitude(self, slot: int) -> Floats:
-        """``Σ |v| |Δy|`` of each point along the path, which rounding errors are proportional to."""
+        """``Σ |v| |Δy| + Σ max|v| max|y|`` of each point, which rounding errors are proportional to."""
 
     def retire(self, slot: int) -> None:
         """Forget a path."""

@@ -212,7 +212,7 @@ def _starts(baseline: Baseline, ends: Mapping[Key, Tensor], single: bool) -> dic
 
 def _start_of(baseline: Any, key: Key, end: Tensor) -> Tensor:
     if callable(baseline):
-        baseline = baseline(end)
+        baseline = baseline(end.clone())
         if not isinstance(baseline, Tensor):
             raise TypeError(f"the callable given as baselines returned a {type(baseline).__name__}, expected a tensor")
     if baseline is None or (isinstance(baseline, (int, float)) and not isinstance(baseline, bool)):

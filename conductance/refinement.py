@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from conductance.collecting import Collector, Finished
-from conductance.engine import Engine, non_finite
+from conductance.engine import Engine, check_finite, non_finite
 from conductance.panels import Evaluated, Floats, Scheme, Work, main_share
 from conductance.sums import SPREAD, Call, RunningSums, Summary
 
@@ -236,6 +236,7 @@ class Refinement:
         """Decide for every example in flight; the number of those that are done."""
         flights = list(self._active.values())
         summary = self.sums.summary([flight.slot for flight in flights])
+        check_finite(self.engine.points, summary.scale)
         done = 0
         for row, flight in enumerate(flights):
             verdict = self._verdict(flight, summary, row)

@@ -148,7 +148,7 @@ class Smooth:
         return np.sum([cell.local for slot in slots for cell in self.cells[slot]], axis=0)  # type: ignore[no-any-return]
 
     def magnitude(self, slot: int) -> Floats:
-        """``Σ |v| |Δy|`` over the opening nodes."""
+        """``Σ |v| |Δy|``, and ``Σ max|v| max|y|``, over the opening nodes."""
         return self._magnitude[slot]
 
     def residuals(self, slots: list[int]) -> tuple[Floats, Floats, Floats]:
@@ -241,7 +241,8 @@ class Smooth:
         nodes, rows, elements = v.shape
         variation: Floats | float = 0.0
         if forms.opening:
-            variation = ((y[1:] - y[:-1]).abs_() * v[1:].abs()).sum((0, 2)).cpu().numpy()
+            rounding = (v.abs().amax(0) * y.abs().amax(0)).sum(1)  # activations and gradients come rounded themselves
+            variation = (((y[1:] - y[:-1]).abs_() * v[1:].abs()).sum((0, 2)) + rounding).cpu().numpy()
         y[1:] -= y[0].clone()  # the constant cancels
         y[0] = 0.0
         wide = wide_dtype(v.device)

@@ -82,7 +82,7 @@ class Layout:
             return rows.sum(1, keepdim=True)
         full = rows.reshape(len(rows), *self.shape).movedim(self.unit_axis + 1, 1)
         units = self.unit_groups or full.shape[1]
-        return full.reshape(len(rows), units, -1).sum(2)
+        return full.reshape(len(rows), units, self.size // max(1, units)).sum(2)
 
 
 @dataclass

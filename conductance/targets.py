@@ -94,7 +94,7 @@ def _logits(output: Any) -> Tensor:
 def _only(output: Tensor) -> Tensor:
     if output.dim() == 2 and output.shape[1] == 1:
         return output[:, 0]
-    if output.dim() == 1:
+    if output.dim() <= 1:
         return output
     raise ValueError(
         f"target is missing: the model's output has shape {_rowless(output)} and one number a row is explained; "

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from conductance.collecting import Collector
-from conductance.engine import Engine, undisturbed
+from conductance.engine import Engine, check_rows, undisturbed
 from conductance.errors import ConductanceError, ConvergenceWarning, check_choice
 from conductance.fixed import FixedRule
 from conductance.hooks import HookPoint, LayerSpec, PointInfo, Probe, Selection, probe, select
@@ -297,14 +297,7 @@ def _check_mode(model: Callable[..., Any], selection: Selection, on_train: str) 
         for prefix, root in roots.items()
         for name, module in root.named_modules()
     }
-    noisy = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._BatchNorm)
-    found = [
-        f"{name} ({type(module).__name__})"
-        for name, module in named.items()
-        if isinstance(module, noisy) and module.training
-    ]
-    recurrent = [name for name, m in named.items() if isinstance(m, nn.RNNBase) and m.training and m.dropout > 0]
-    found += [f"{name} (dropout)" for name in recurrent]
+    found = [f"{name} ({type(module).__name__})" for name, module in named.items() if _is_noisy(module)]
     if not found:
         return
     text = f"the model is in train mode: {', '.join(found[:5])}{' and more' if len(found) > 5 else ''}"
@@ -313,13 +306,24 @@ def _check_mode(model: Callable[..., Any], selection: Selection, on_train: str) 
     warnings.warn(f"{text}; results depend on chance and on the other rows of a call", UserWarning, stacklevel=3)
 
 
+def _is_noisy(module: nn.Module) -> bool:
+    """Whether rows of this module depend on chance or on the other rows of a call."""
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return module.training or not module.track_running_stats
+    if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
+        return module.training and module.dropout > 0
+    return module.training and isinstance(module, (nn.modules.dropout._DropoutNd, nn.RReLU))
+
+
 def _probed(model: Callable[..., Any], selection: Selection, path: StraightPath, function: TargetFunction) -> Probe:
     """Run two rows at the inputs to see what there is, and refuse what cannot be explained."""
     paths = torch.tensor([0, path.count - 1], device=path.device)
     rows = path.rows(paths, torch.ones(2, device=path.device, dtype=torch.float32))
 
     def run() -> Tensor:
-        return function(model(*rows.args, **rows.kwargs), paths // path.per_example)
+        output = function(model(*rows.args, **rows.kwargs), paths // path.per_example)
+        check_rows(output, PROBED)
+        return output
 
     found = probe(model, selection, run, rows.leaves)
     if not found.gradient_flows:

@@ -1,7 +1,7 @@
 """Evaluations that a tolerance costs, whether it is kept, and the error at fixed budgets against Captum."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -235,28 +235,28 @@ def tasks(*, quick: bool) -> list[Task]:
     return relu + smooth + [Task("conv", kind, few) for kind in kinds]
 
 
-def run(*, quick: bool = False) -> list[Table]:
+def run(*, quick: bool = False) -> Iterator[Table]:
     """Measure tolerances, narrow layers, fixed budgets, and check the references."""
     chosen = tasks(quick=quick)
+    yield Table(
+        "Evaluations for a tolerance",
+        "Digits networks in float64, all hidden layers together, target the predicted class, baseline zero. "
+        "Kept: share of images whose true error is within the tolerance in every layer, over elements and over "
+        "units (channels).",
+        [row for task in chosen for row in tolerances(task)],
+    )
     narrow = [Task(name, "relu", 10 if quick else 100) for name in NARROW]
-    return [
-        Table(
-            "Evaluations for a tolerance",
-            "Digits networks in float64, all hidden layers together, target the predicted class, baseline zero. "
-            "Kept: share of images whose true error is within the tolerance in every layer, over elements and over "
-            "units (channels).",
-            [row for task in chosen for row in tolerances(task)],
-        ),
-        Table("Narrow layers, each asked alone", "As above; ReLU, one layer a call.", [alone(task) for task in narrow]),
-        Table(
-            "Error at a fixed budget",
-            "Median over images and layers of Σ|error| / Σ|C| over units, at equal evaluations: ours n_steps = N, "
-            "Captum's `LayerConductance` (default method) n_steps = N - 1, since it evaluates one point more.",
-            [row for task in chosen for row in budgets(task)],
-        ),
-        Table(
-            "The references",
-            "What errors are measured against, held against another way to it.",
-            [checked(task) for task in chosen],
-        ),
-    ]
+    yield Table(
+        "Narrow layers, each asked alone", "As above; ReLU, one layer a call.", [alone(task) for task in narrow]
+    )
+    yield Table(
+        "Error at a fixed budget",
+        "Median over images and layers of Σ|error| / Σ|C| over units, at equal evaluations: ours n_steps = N, "
+        "Captum's `LayerConductance` (default method) n_steps = N - 1, since it evaluates one point more.",
+        [row for task in chosen for row in budgets(task)],
+    )
+    yield Table(
+        "The references",
+        "What errors are measured against, held against another way to it.",
+        [checked(task) for task in chosen],
+    )

@@ -5,8 +5,8 @@ running sum is the peak. A ``TorchDispatchMode`` would miss what operators alloc
 the process never falls.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from torch.profiler import ProfilerActivity, profile
 
@@ -16,6 +16,9 @@ from tests.benchmarks.cases import Case
 from tests.benchmarks.tables import Row, Table, at_most
 
 Returned = TypeVar("Returned")
+Options: TypeAlias = dict[str, float | int]
+
+MAKERS = (cases.bert, cases.conv)
 
 ROWS = 32
 MOST_NODES = 2048  # Nodes of a path that the store is laid out for.
@@ -65,13 +68,14 @@ def per_row(case: Case) -> tuple[int, int]:
     return sum(tensor[0].numel() for tensor in result.values()), case.inputs[0].numel()
 
 
-def bound(case: Case, kind: str, **options: float | int) -> Row:
+def bound(case: Case, **options: float | int) -> Row:
     """Hold one run against the plain pass, the tapped outputs of one call and the node store."""
     found = measure(case, **options)
     plain, _ = peak(case.plain([found.call_rows]))
     points, leaf = per_row(case)
     tapped = 4 * points * found.call_rows
     refined = "rtol" in options
+    kind = ", ".join(f"{name}={value:g}" for name, value in options.items())
     store = 0
     if refined:
         node = 2 * 4 * (points + leaf)
@@ -92,9 +96,22 @@ def bound(case: Case, kind: str, **options: float | int) -> Row:
     }
 
 
-def flat(case: Callable[[int], Case], what: str, runs: list[tuple[int, dict[str, float | int]]]) -> Row:
-    """How much the peak, less result and sums, grows over runs of (examples, options)."""
-    rests = [measure(case(examples), **options).rest for examples, options in runs]
+def flatness(make: Callable[..., Case], *, quick: bool) -> list[Row]:
+    """Growth with nodes, with examples, and with examples in refinement."""
+    few, some, many, nodes = (4, 8, 16, 64) if quick else (4, 16, 64, 256)
+    case = make(few, quick=True)
+    steps = [measure(case, n_steps=count) for count in (16, 32, nodes)]
+    fixed = [measure(make(count, quick=True), n_steps=16) for count in (few, many)]
+    refined = [measure(make(count, quick=True), rtol=case.rtol) for count in (few, some)]
+    return [
+        _growth(f"{case.name}, {few} examples, 16, 32 and {nodes} nodes", steps),
+        _growth(f"{case.name}, {few} and {many} examples, 16 nodes", fixed),
+        _growth(f"{case.name}, {few} and {some} examples, rtol={case.rtol:g}", refined),
+    ]
+
+
+def _growth(what: str, runs: list[Measured]) -> Row:
+    rests = [run.rest for run in runs]
     growth = max(rests) / min(rests) - 1
     return {
         "what": what,
@@ -120,44 +137,24 @@ def _mb(count: float) -> float:
     return count / 1e6
 
 
-def run(*, quick: bool = False) -> list[Table]:
+def run(*, quick: bool = False) -> Iterator[Table]:
     """Measure bounds, flatness and Captum on smaller inputs: 12 tokens, 16 × 16 pixels."""
-    few, some, many, nodes = (4, 8, 16, 64) if quick else (4, 16, 64, 256)
-    bounds, flatness, captum = [], [], []
-    for make in (cases.bert, cases.conv):
-        case = make(few, quick=True)
-        bounds.append(bound(case, "n_steps=32", n_steps=32))
-        bounds.append(bound(case, f"rtol={case.rtol:g}", rtol=case.rtol))
-
-        def sized(examples: int, make: Callable[..., Case] = make) -> Case:
-            return make(examples, quick=True)
-
-        steps: list[tuple[int, dict[str, float | int]]] = [(few, {"n_steps": n}) for n in (16, 32, nodes)]
-        flatness.append(flat(sized, f"{case.name}, {few} examples, 16 to {nodes} nodes", steps))
-        flatness.append(
-            flat(sized, f"{case.name}, {few} to {many} examples, 16 nodes", [(n, {"n_steps": 16}) for n in (few, many)])
-        )
-        flatness.append(
-            flat(
-                sized,
-                f"{case.name}, {few} to {some} examples, rtol={case.rtol:g}",
-                [(n, {"rtol": case.rtol}) for n in (few, some)],
-            )
-        )
-        captum.append(against_captum(case))
+    few = [make(4, quick=True) for make in MAKERS]
     text = (
         "Peak of live tensor bytes from the allocator's record (torch.profiler), "
         f"internal_batch_size={ROWS}, small inputs. Result: conductances and unit errors. Sums: three float64 "
         "numbers an element for each example in flight."
     )
-    return [
-        Table(
-            "Memory against the plain pass", f"{text} Extra: peak - result - sums - node store - plain pass.", bounds
-        ),
-        Table("Memory does not grow", f"{text} Growth of peak - result - sums.", flatness),
-        Table(
-            "Memory against Captum",
-            "Peak of live tensor bytes; ours chooses the rows of a call, Captum runs all at once.",
-            captum,
-        ),
-    ]
+    options: list[Callable[[Case], Options]] = [lambda _: {"n_steps": 32}, lambda case: {"rtol": case.rtol}]
+    yield Table(
+        "Memory against the plain pass",
+        f"{text} Extra: peak - result - sums - node store - plain pass.",
+        [bound(case, **option(case)) for case in few for option in options],
+    )
+    rows = [row for make in MAKERS for row in flatness(make, quick=quick)]
+    yield Table("Memory does not grow", f"{text} Growth of peak - result - sums.", rows)
+    yield Table(
+        "Memory against Captum",
+        "Peak of live tensor bytes; ours chooses the rows of a call, Captum runs all at once.",
+        [against_captum(case) for case in few],
+    )

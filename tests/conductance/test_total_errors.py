@@ -104,12 +104,12 @@ class Sick(nn.Module):
     def __init__(self, function: Any) -> None:
         super().__init__()
         self.first, self.last = nn.Linear(4, 5), nn.Linear(5, 3)
-        self.middle = nn.Identity()
+        self.middle, self.after = nn.Identity(), nn.Softmax(1)
         self.function = function
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits."""
-        logits: Tensor = self.last(self.middle(self.function(self.first(x))))
+        logits: Tensor = self.last(self.after(self.middle(self.function(self.first(x)))))
         return logits
 
 
@@ -150,6 +150,34 @@ def test_train_mode_is_refused_or_warned_about() -> None:
     assert model.training
     for name, value in model.named_buffers():
         assert torch.equal(value, buffers[name])
+
+
+def test_hidden_dropout_is_found_too() -> None:
+    class Attends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(4, 2, dropout=0.1, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            attended: Tensor = self.attention(x, x, x)[0]
+            return attended.mean(1)
+
+    with pytest.raises(ValueError, match=r"train mode: attention \(MultiheadAttention\)"):
+        total_conductance(Attends().double().train(), normal(2, 3, 4), target=0)
+
+
+def test_an_infinity_that_the_target_does_not_show_names_the_layer() -> None:
+    mask = torch.tensor([False, True, False, False, False])
+    model = Sick(lambda h: h.masked_fill(mask, -torch.inf)).double()
+    target = lambda out: out[:, 0]  # noqa: E731
+    with pytest.raises(ConductanceError, match="layer 'middle' holds NaN or infinity that the target does not show"):
+        total_conductance(model, X, ["first", "middle"], target=target)
+
+
+def test_a_model_that_mixes_rows_is_refused() -> None:
+    model = Sick(torch.tanh).double()
+    with pytest.raises(ValueError, match=r"target gave shape \(3,\) for 2 rows"):
+        total_conductance(lambda x: model(x).mean(0), X, [model.first], target=None)
 
 
 def test_a_spent_budget_warns_and_names_layers_and_error() -> None:
