@@ -115,10 +115,10 @@ class Engine:
             check_rows(output, len(paths))
             gradients = torch.autograd.grad(output.sum(), rows.leaves, allow_unused=True)
         slope = torch.zeros(len(paths), dtype=wide, device=device)
-        for number, (leaf, gradient) in enumerate(zip(rows.leaves, gradients, strict=True), len(self.points)):
+        found = zip(rows.leaves, gradients, self.path.directions(which), strict=True)
+        for number, (leaf, gradient, direction) in enumerate(found, len(self.points)):
             if gradient is None:
                 continue
-            direction = self.path.directions(which)[number - len(self.points)]
             slope += (gradient.to(wide) * direction.to(wide)).reshape(len(paths), -1).sum(1).to(device)
             consumer(number, leaf.detach(), gradient)
         return Nodes(_on_host(output), _on_host(slope))

@@ -7,6 +7,7 @@ panel that is not complete yet (or the one row that two panels share) are carrie
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -175,46 +176,60 @@ class _Pieces:
         self._carried: dict[int, tuple[int, Tensor, Tensor]] = {}
 
     def __call__(self, point: int, activation: Tensor, gradient: Tensor) -> None:
-        count = self.count
-        y, v = (tensor.reshape(count, len(tensor) // count, -1) for tensor in (activation, gradient))
+        """Reduce the panels that these rows complete."""
+        y, v = (t.reshape(self.count, len(t) // self.count, -1) for t in (activation, gradient))
+        parts = [(y, v)]
         first = self.begin
         if point in self._carried:
-            first, y_before, v_before = self._carried.pop(point)
-            y, v = torch.cat([y_before, y], 1), torch.cat([v_before, v], 1)
-        last = first + y.shape[1] - 1
-        keep = self._reduce(point, y, v, first, last)
+            first, *before = self._carried.pop(point)
+            parts.insert(0, (before[0], before[1]))
+        keep = self._reduce(point, parts, first, self.begin + y.shape[1] - 1)
         if self.stop < len(self.rule.nodes):
-            self._carried[point] = (keep, y[:, keep - first :].clone(), v[:, keep - first :].clone())
+            ys, vs = zip(*parts, strict=True)
+            self._carried[point] = (keep, _nodes(ys, keep - first).clone(), _nodes(vs, keep - first).clone())
 
-    def _reduce(self, point: int, y: Tensor, v: Tensor, first: int, last: int) -> int:
+    def _reduce(self, point: int, parts: list[tuple[Tensor, Tensor]], first: int, last: int) -> int:
         """Reduce the complete panels on nodes ``first … last``; the node from which rows are needed again."""
-        panels = [panel for panel in self.rule.panels if first <= panel.start and panel.stop <= last]
-        for rows, across in blocks(len(y), y.shape[2], 1 if self.rule.kinked else 16):
+        rule, elements = self.rule, parts[0][0].shape[2]
+        panels = [panel for panel in rule.panels if first <= panel.start and panel.stop <= last]
+        for rows, across in blocks(self.count, elements, 1 if rule.kinked else 16):
             slots = slice(self.first + rows.start, self.first + rows.stop)
-            sums = self.rule.sums.part(point, slots, across)
-            if self.rule.kinked:
-                _trapezoids(y[rows, :, across], v[rows, :, across], sums, self.rule.workspace)
+            sums = rule.sums.part(point, slots, across)
+            if rule.kinked:
+                _trapezoids([(y[rows, :, across], v[rows, :, across]) for y, v in parts], sums, rule.workspace)
             for panel in panels:
                 for row in range(rows.start, rows.stop):
                     own = slice(panel.start - first, panel.stop - first + 1)
-                    one = [kept[row - rows.start] for kept in sums]
-                    _panel(y[row, own, across], v[row, own, across], panel, one, self.rule)
-        return last if self.rule.kinked else (panels[-1].stop if panels else first)
+                    y, v = (_nodes([t[row : row + 1, :, across] for t in side], own.start, own.stop)[0]
+                            for side in zip(*parts, strict=True))  # fmt: skip
+                    _panel(y, v, panel, [kept[row - rows.start] for kept in sums], rule)
+        return last if rule.kinked else (panels[-1].stop if panels else first)
 
 
-def _trapezoids(y: Tensor, v: Tensor, sums: Sequence[Tensor], workspace: Workspace) -> None:
-    """Add trapezoids between neighbouring nodes ``(paths, nodes, elements)`` to value, signed and square."""
-    dtype, (paths, nodes, elements) = work_dtype(y.dtype), y.shape
-    dy, dv = (workspace.take(name, (paths, elements), dtype, y.device) for name in ("dy", "dv"))
-    if y.dtype != dtype:
-        y, v = y.to(dtype), v.to(dtype)
+def _nodes(parts: Sequence[Tensor], start: int, stop: int | None = None) -> Tensor:
+    """Nodes ``start … stop`` of tensors ``(paths, nodes, elements)`` that follow each other; a view if in one."""
+    found = []
+    for part in parts:
+        length = part.shape[1]
+        if start < length and (stop is None or stop > 0):
+            found.append(part[:, max(0, start) : length if stop is None else min(length, stop)])
+        start, stop = start - length, None if stop is None else stop - length
+    return found[0] if len(found) == 1 else torch.cat(found, 1)
+
+
+def _trapezoids(parts: Sequence[tuple[Tensor, Tensor]], sums: Sequence[Tensor], workspace: Workspace) -> None:
+    """Add trapezoids between neighbouring nodes, ``(paths, nodes, elements)`` each, to value, signed and square."""
+    nodes = [(y[:, k], v[:, k]) for y, v in parts for k in range(y.shape[1])]
+    like = nodes[0][0]
+    dtype = work_dtype(like.dtype)
+    dy, dv = (workspace.take(name, tuple(like.shape), dtype, like.device) for name in ("dy", "dv"))
     value, signed, square = sums
-    for left in range(nodes - 1):
-        torch.sub(y[:, left + 1], y[:, left], out=dy)
-        torch.sub(v[:, left + 1], v[:, left], out=dv)
+    for (y_0, v_0), (y_1, v_1) in pairwise(nodes):
+        torch.sub(y_1.to(dtype), y_0.to(dtype), out=dy)
+        torch.sub(v_1.to(dtype), v_0.to(dtype), out=dv)
         bend = dv.mul_(dy).mul_(0.5)
         signed += bend
-        value += dy.mul_(v[:, left]).add_(bend)
+        value += dy.mul_(v_0).add_(bend)
         square += torch.mul(bend, bend, out=dy)
 
 

@@ -214,12 +214,12 @@ class Smooth:
     def reduce(self, evaluated: Evaluated) -> None:
         """Turn works of one kind into panels."""
         works = evaluated.works
-        alone = [work for work in works if work.kind.startswith("raise") and len(self.cells[work.slot]) == 1]
-        if alone and len(alone) < len(works):
-            single = np.array([work in alone for work in works])
+        single = np.array([work.kind.startswith("raise") and len(self.cells[work.slot]) == 1 for work in works])
+        if single.any() and not single.all():
             for chosen in (single, ~single):
                 self.reduce(evaluated.select(np.flatnonzero(chosen)))
             return
+        alone = bool(single.any())
         forms = _forms("only " + works[0].kind) if alone else _forms(works[0].kind)
         size = np.zeros((len(forms.matrices), len(works), len(self.layouts)))
         magnitude = np.zeros((len(works), len(self.layouts)))

@@ -57,9 +57,10 @@ class capture:
         Entered twice at once; an activation was modified in place and its point is not in `clone`; or a
         second backward pass through the same graph.
 
-    Notes ----- Modules that run inside a backward pass (checkpointing) are not tapped again: the first run
-    was. Calls are counted from 0 each time the model is entered; where the model is a plain callable,
-    `restart` does it.
+    Notes
+    -----
+    Modules that run inside a backward pass (checkpointing) are not tapped again: the first run was. Calls are
+    counted from 0 each time the model is entered; where the model is a plain callable, `restart` does it.
 
     Examples
     --------

@@ -1,0 +1,107 @@
+"""What a user asked, checked before the long work: tolerance and budgets, the model's mode, the layers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from conductance.hooks import HookPoint, LayerSpec, PointInfo, Probe, Selection
+from conductance.refinement import Rules
+
+#: Tolerance where none is asked.
+DEFAULT_RTOL = 1e-2
+#: Rows that a model is tried on first.
+PROBED = 2
+
+
+def checked_rules(
+    rtol: float | None, atol: float, n_steps: int | None, max_evaluations: int, internal_batch_size: int | None
+) -> Rules:
+    """Tolerance and budgets, or an error that names the argument."""
+    if rtol is not None and n_steps is not None:
+        raise ValueError(
+            f"rtol={rtol} and n_steps={n_steps} are both given; give a tolerance or a fixed budget, not both"
+        )
+    rtol = DEFAULT_RTOL if rtol is None else rtol
+    for name, number in (("rtol", rtol), ("atol", atol)):
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            raise TypeError(f"{name} is a {type(number).__name__}; expected a number such as 1e-3")
+    if not 0 < rtol < np.inf:
+        raise ValueError(f"rtol is {rtol}; expected a number above 0, such as 1e-3 (exact on ReLU networks: 1e-9)")
+    if not 0 <= atol < np.inf:
+        raise ValueError(f"atol is {atol}; expected 0 or a positive number")
+    for name, count, least in (
+        ("n_steps", n_steps, 2),
+        ("max_evaluations", max_evaluations, 5),
+        ("internal_batch_size", internal_batch_size, 1),
+    ):
+        if count is None and name != "max_evaluations":
+            continue
+        if isinstance(count, bool) or not isinstance(count, int):
+            raise TypeError(f"{name} is {count!r}; expected a whole number of at least {least}")
+        if count < least:
+            raise ValueError(f"{name} is {count}; expected at least {least}")
+    return Rules(float(rtol), float(atol), max_evaluations, internal_batch_size or 0)
+
+
+def check_mode(model: Callable[..., Any], selection: Selection, on_train: str) -> None:
+    """Refuse dropout and batch norm in train mode: their rows depend on chance or on each other."""
+    roots = {"": model} if isinstance(model, nn.Module) else selection.modules
+    named = {
+        (f"{prefix}.{name}".strip(".") or type(module).__name__): module
+        for prefix, root in roots.items()
+        for name, module in root.named_modules()
+    }
+    found = [f"{name} ({type(module).__name__})" for name, module in named.items() if _is_noisy(module)]
+    if not found:
+        return
+    text = f"the model is in train mode: {', '.join(found[:5])}{' and more' if len(found) > 5 else ''}"
+    if on_train == "error":
+        raise ValueError(f'{text}; results would be random. Call model.eval() first, or pass on_train="warn"')
+    warnings.warn(f"{text}; results depend on chance and on the other rows of a call", UserWarning, stacklevel=3)
+
+
+def _is_noisy(module: nn.Module) -> bool:
+    """Whether rows of this module depend on chance or on the other rows of a call."""
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return module.training or not module.track_running_stats
+    if isinstance(module, (nn.RNNBase, nn.MultiheadAttention)):
+        return module.training and module.dropout > 0
+    return module.training and isinstance(module, (nn.modules.dropout._DropoutNd, nn.RReLU))
+
+
+def named_points(layers: LayerSpec, selection: Selection) -> set[str]:
+    """Names of the points asked one by one, not by a glob, a type or None."""
+    names = set()
+    for one in layers if isinstance(layers, (list, tuple)) else [layers]:
+        if isinstance(one, HookPoint):
+            names.add(one.name)
+        elif isinstance(one, str) and not any(sign in one for sign in "*?"):
+            names.add(HookPoint.parse(one).name)
+        elif isinstance(one, nn.Module):
+            names |= {HookPoint(name).name for name, module in selection.modules.items() if module is one}
+    return names
+
+
+def usable_points(found: Probe, named: set[str]) -> tuple[list[PointInfo], list[str]]:
+    """The points that can be explained, and the names of those that globs, types or None brought in for nothing."""
+    unusable = dict.fromkeys(found.never_run, "never ran in a forward pass, or gave no floating-point tensor")
+    points = []
+    for info in found.points:
+        axis = info.point.batch_axis
+        if axis < len(info.shape) and info.shape[axis] == PROBED:
+            points.append(info)
+        else:
+            unusable[info.name] = (
+                f"gave shape {info.shape} for {PROBED} rows: its axis {axis} is not the batch (another one: "
+                "HookPoint(…, batch_axis=…))"
+            )
+    bad = [name for name in unusable if name in named or not points]
+    if bad:
+        told = "; ".join(f"{name!r}, which {unusable[name]}" for name in bad[:5])
+        raise ValueError(f"layers names {told}; conductance.hooks.list_points(model, inputs) lists what can be tapped")
+    return points, list(unusable)
