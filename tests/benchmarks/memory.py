@@ -6,10 +6,12 @@ the process never falls.
 """
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+from unittest.mock import patch
 
 from torch.profiler import ProfilerActivity, profile
 
+from conductance.sums import RunningSums
 from conductance.total import STORE_BYTES
 from tests.benchmarks import cases, speed
 from tests.benchmarks.cases import Case
@@ -22,7 +24,6 @@ MAKERS = (cases.bert, cases.conv)
 
 ROWS = 32
 MOST_NODES = 2048  # Nodes of a path that the store is laid out for.
-WIDE = 3 * 8  # Bytes of the three running sums of an element.
 
 
 class Measured(NamedTuple):
@@ -55,10 +56,16 @@ def peak(run: Callable[[], Returned]) -> tuple[int, Returned]:
 def measure(case: Case, **options: float | int) -> Measured:
     """Peak of total conductance."""
     run = case.ours(internal_batch_size=ROWS, **options)
-    highest, (sizes, result) = peak(lambda: case.calls(run))
+    made: list[RunningSums] = []
+
+    def kept(*args: Any, **kwargs: Any) -> RunningSums:
+        made.append(RunningSums(*args, **kwargs))
+        return made[-1]
+
+    with patch("conductance.total.RunningSums", kept):
+        highest, (sizes, result) = peak(lambda: case.calls(run))
     tensors = [*result.conductance.values(), *result.unit_error.values()]
-    flights = max(1, min(len(case.inputs), ROWS // int(options.get("n_steps", 16))))
-    sums = flights * WIDE * sum(per_row(case))
+    sums = sum(tensor.nbytes for tensor in made[-1]._sums)
     return Measured(highest, sum(tensor.nbytes for tensor in tensors), sums, max(sizes))
 
 
@@ -142,7 +149,7 @@ def run(*, quick: bool = False) -> Iterator[Table]:
     few = [make(4, quick=True) for make in MAKERS]
     text = (
         "Peak of live tensor bytes from the allocator's record (torch.profiler), "
-        f"internal_batch_size={ROWS}, small inputs. Result: conductances and unit errors. Sums: three float64 "
+        f"internal_batch_size={ROWS}, small inputs. Result: conductances and unit errors. Sums: three "
         "numbers an element for each example in flight."
     )
     options: list[Callable[[Case], Options]] = [lambda _: {"n_steps": 32}, lambda case: {"rtol": case.rtol}]
