@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from conductance.errors import ConductanceError
-from conductance.hooks import HookPoint, PointInfo, capture
-from conductance.path import StraightPath
+from conductance.hooks import HookPoint, PointInfo, capture, hold
+from conductance.path import Rows, StraightPath
+from conductance.sums import wide_dtype
 from conductance.targets import TargetFunction
 
 #: Receives the number of the point, its activation and its gradient, both (rows, …) with the batch axis first.
@@ -40,6 +41,26 @@ class Nodes:
 
     output: NDArray[np.float64]
     slope: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Held:
+    """Rows run forward, with the autograd graph between their tensors.
+
+    Attributes
+    ----------
+    output
+        F of each row, shape ``(rows,)``.
+    tensors
+        Tensor of each point, or None where the point was not reached.
+    leaves, directions
+        What moves, and ``x - x'`` of each row, one tensor ``(rows, …)`` for each moving input.
+    """
+
+    output: Tensor
+    tensors: list[Tensor | None]
+    leaves: list[Tensor]
+    directions: list[Tensor]
 
 
 class Engine:
@@ -93,10 +114,8 @@ class Engine:
         Nodes
             F and its slope along the path at every row.
         """
-        device = self.path.device
-        which = torch.as_tensor(paths, device=device)
-        wide = torch.float32 if device.type == "mps" else torch.float64
-        rows = self.path.rows(which, torch.as_tensor(alphas).to(device=device, dtype=wide))
+        which, rows = self._rows(paths, alphas)
+        device, wide = self.path.device, wide_dtype(self.path.device)
 
         def deliver(point: HookPoint, activation: Tensor, gradient: Tensor) -> None:
             number = self._numbers.get(point)
@@ -122,6 +141,24 @@ class Engine:
             slope += (gradient.to(wide) * direction.to(wide)).reshape(len(paths), -1).sum(1).to(device)
             consumer(number, leaf.detach(), gradient)
         return Nodes(_on_host(output), _on_host(slope))
+
+    def hold(self, paths: NDArray[np.int64], alphas: NDArray[np.float64]) -> Held:
+        """Run rows forward and hold every point's tensor in the autograd graph, to differentiate from and to it."""
+        which, rows = self._rows(paths, alphas)
+        with hold(self._modules, list(self._numbers), clone=self._clone) as held:
+            output = self.target(self.model(*rows.args, **rows.kwargs), which // self.path.per_example)
+        check_rows(output, len(paths))
+        tensors = [held.tensors.get(info.point) for info in self.points]
+        for info, tensor in zip(self.points, tensors, strict=True):
+            if tensor is not None and tensor.shape[info.point.batch_axis] != len(paths):
+                raise _not_rows(info.point, tensor, len(paths))
+        return Held(output, tensors, rows.leaves, self.path.directions(which))
+
+    def _rows(self, paths: NDArray[np.int64], alphas: NDArray[np.float64]) -> tuple[Tensor, Rows]:
+        """Numbers of the paths on the device, and the arguments of the call."""
+        device = self.path.device
+        which = torch.as_tensor(paths, device=device)
+        return which, self.path.rows(which, torch.as_tensor(alphas).to(device=device, dtype=wide_dtype(device)))
 
     def diagnose(self, paths: NDArray[np.int64], alphas: NDArray[np.float64]) -> str:
         """Say where NaN or infinity first appears on rows known to hold one; a sentence for an error."""

@@ -70,6 +70,19 @@ class FixedRule:
         self._matrices: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
         self.nodes = ends[0] + (ends[1] - ends[0]) * quadrature.fixed_nodes(n_steps, kinked=kinked)
         self.workspace = Workspace()
+        self._rules: dict[int, quadrature.PathRule] | None = None
+
+    def keep_rules(self) -> dict[int, quadrature.PathRule]:
+        """Keep the panels of every path that is done from now on, by the number of the path."""
+        self._rules = {}
+        return self._rules
+
+    def _rule(self) -> quadrature.PathRule:
+        if not self.kinked:
+            return quadrature.PathRule(self.nodes, self.panels, 0.5 if len(self.panels) == 1 else 1.0)
+        rise, bend = np.array([[-0.5, 0.5], [-0.5, 0.5]]), np.array([[0.5, -0.5], [-0.5, 0.5]])
+        panels = tuple(quadrature.Panel(k, k + 1, rise, bend) for k in range(len(self.nodes) - 1))
+        return quadrature.PathRule(self.nodes, panels, 1.0)
 
     def run(self, advance: Callable[[int], Any]) -> None:
         """Work through all examples; ``advance`` is told how many are done."""
@@ -80,6 +93,8 @@ class FixedRule:
             leaf = np.zeros(len(examples) * each)
             self._paths(first * each, len(examples) * each, outputs, leaf)
             self._finish(examples, outputs.reshape(len(examples), each, 2).mean(1), leaf.reshape(-1, each).mean(1))
+            if self._rules is not None:
+                self._rules |= dict.fromkeys(range(first * each, (first + len(examples)) * each), self._rule())
             advance(len(examples))
 
     def _paths(self, first: int, count: int, outputs: Floats, leaf: Floats) -> None:

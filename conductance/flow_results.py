@@ -116,7 +116,8 @@ class ConductanceFlow:
         nodes = sum(len(labels) for labels in self.units.values())
         edges = sum(one.shape[1] * one.shape[2] for one in self.edges.values())
         sizes = [counted(len(self.layers), "layer"), counted(nodes, "node"), counted(edges, "edge")]
-        return f"ConductanceFlow({', '.join(sizes)}, {counted(self.batch, 'example')}, {int(self.converged.sum())} converged)"
+        sizes.append(counted(self.batch, "example"))
+        return f"ConductanceFlow({', '.join(sizes)}, {int(self.converged.sum())} converged)"
 
     @property
     def layers(self) -> list[str]:

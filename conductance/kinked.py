@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from conductance.panels import Evaluated, Floats, Places, Table, Work, main_share
+from conductance.quadrature import Panel, PathRule
 from conductance.sums import Layout, NodeStore, RunningSums, Workspace, blocks, wide_dtype
 
 #: Nodes that open a path.
@@ -49,6 +50,9 @@ CONTRAST = 1e3
 
 _COLUMNS = ("left", "right", "f_left", "f_right", "s_left", "s_right", "meeting", "open", "stuck", "width", "beside")
 _PLACES = ("place_left", "place_right")
+#: ``y_1 - y_0`` and ``(v_1 - v_0)(y_1 - y_0)`` as coefficients of gradients (rows) and activations (columns).
+_RISE = np.array([[-1.0, 1.0]])
+_BEND = np.array([[1.0, -1.0], [-1.0, 1.0]])
 
 
 class Kinked:
@@ -109,6 +113,18 @@ class Kinked:
         starts = [t["f_left"][t["left"].argmin()] for t in tables]
         ends = [t["f_right"][t["right"].argmax()] for t in tables]
         return float(np.mean(starts)), float(np.mean(ends))
+
+    def rule(self, slot: int) -> PathRule:
+        """The panels of a path as they are now."""
+        table = self.tables[slot]
+        order = np.argsort(table["left"], kind="stable")
+        nodes = np.append(table["left"][order], table["right"].max())
+        weight = 1.0 - np.clip(table["meeting"][order], 0.0, 1.0)
+        panels = tuple(
+            Panel(k, k + 1, _RISE * np.array([[1.0 - w], [w]]), 0.5 * open_ * _BEND)
+            for k, (w, open_) in enumerate(zip(weight, table["open"][order], strict=True))
+        )
+        return PathRule(nodes, panels, 1.0 + (FEW / len(panels)) ** 2)
 
     def retire(self, slot: int) -> None:
         """Forget a path and free its nodes."""

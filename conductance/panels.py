@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from conductance.quadrature import PathRule
 from conductance.sums import Call, Nodes
 
 Floats = NDArray[np.float64]
@@ -135,6 +136,9 @@ class Scheme(Protocol):
 
     def magnitude(self, slot: int) -> Floats:
         """``Σ |v| |Δy| + Σ max|v| max|y|`` of each point, which rounding errors are proportional to."""
+
+    def rule(self, slot: int) -> PathRule:
+        """The panels of a path as they are now."""
 
     def retire(self, slot: int) -> None:
         """Forget a path."""

@@ -158,12 +158,34 @@ class Panel:
     value, difference
         Matrices on those nodes: the Stieltjes matrix, and its difference to the rule on every other node, which
         estimates the error.
+    before
+        The difference of the two rules below, if it is known: how fast the differences fall.
     """
 
     start: int
     stop: int
     value: Array
     difference: Array
+    before: Array | None = None
+
+
+@dataclass(frozen=True)
+class PathRule:
+    """Nodes of one path and the panels between them: what an integration along this path needs.
+
+    Attributes
+    ----------
+    nodes
+        Places on the path, ascending, shape ``(nodes,)``.
+    panels
+        Panels in order, each from the last node of the one before.
+    credit
+        Factor on the summed local estimates.
+    """
+
+    nodes: Array
+    panels: tuple[Panel, ...]
+    credit: float
 
 
 def fixed_nodes(n_steps: int, *, kinked: bool) -> Array:

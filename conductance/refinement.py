@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from conductance.collecting import Collector, Finished
 from conductance.engine import Engine, check_finite, non_finite
 from conductance.panels import Evaluated, Floats, Scheme, Work, main_share
+from conductance.quadrature import PathRule
 from conductance.sums import SPREAD, Call, RunningSums, Summary
 
 #: Rounds after which the guard asks whether the unattributed share has halved.
@@ -130,6 +131,12 @@ class Refinement:
         self._free = list(range(flights))[::-1]
         self._active: dict[int, Flight] = {}
         self._flight_of: dict[int, Flight] = {}
+        self._rules: dict[int, PathRule] | None = None
+
+    def keep_rules(self) -> dict[int, PathRule]:
+        """Keep the panels of every path that is done from now on, by the number of the path."""
+        self._rules = {}
+        return self._rules
 
     def run(self, advance: Callable[[int], Any]) -> None:
         """Work through all examples; ``advance`` is told how many are done."""
@@ -352,7 +359,9 @@ class Refinement:
 
     def _finish(self, flight: Flight, verdict: Finished) -> None:
         self.collector.finish(verdict, self.sums)
-        for slot in self._slots(flight):
+        for n, slot in enumerate(self._slots(flight)):
+            if self._rules is not None:
+                self._rules[flight.example * self._paths + n] = self.scheme.rule(slot)
             self.scheme.retire(slot)
         self.sums.clear(flight.slot)
         del self._active[flight.slot], self._flight_of[flight.example]

@@ -1,6 +1,7 @@
 """Taps on a model: name the tensors inside it, list them, and receive their activations and gradients."""
 
 from conductance.hooks.capturing import Consumer, capture
+from conductance.hooks.holding import hold
 from conductance.hooks.listing import PointTable, list_points
 from conductance.hooks.points import HookPoint
 from conductance.hooks.probing import PointInfo, Probe, probe
@@ -20,6 +21,7 @@ __all__ = [
     "Selection",
     "capture",
     "edge_of",
+    "hold",
     "list_points",
     "probe",
     "producer_unit_axis",

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -99,7 +99,7 @@ class capture:
         self._taps: weakref.WeakSet[_Tap] = weakref.WeakSet()
         self._handles: ExitStack | None = None
 
-    def __enter__(self) -> "capture":
+    def __enter__(self) -> Self:
         if self._handles is not None:
             msg = "this capture is already entered; leave it first, or make a second capture"
             raise RuntimeError(msg)

@@ -11,8 +11,8 @@ from unittest.mock import patch
 
 from torch.profiler import ProfilerActivity, profile
 
+from conductance.running import STORE_BYTES
 from conductance.sums import RunningSums
-from conductance.total import STORE_BYTES
 from tests.benchmarks import cases, speed
 from tests.benchmarks.cases import Case
 from tests.benchmarks.tables import Row, Table, at_most
@@ -62,7 +62,7 @@ def measure(case: Case, **options: float | int) -> Measured:
         made.append(RunningSums(*args, **kwargs))
         return made[-1]
 
-    with patch("conductance.total.RunningSums", kept):
+    with patch("conductance.running.RunningSums", kept):
         highest, (sizes, result) = peak(lambda: case.calls(run))
     tensors = [*result.conductance.values(), *result.unit_error.values()]
     sums = sum(tensor.nbytes for tensor in made[-1]._sums)

@@ -1,0 +1,71 @@
+"""What is said of a run: how it was computed, and a warning where the tolerance was missed."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from conductance.errors import ConvergenceWarning
+from conductance.refinement import Rules
+from conductance.results import TotalConductance
+from conductance.running import Prepared
+
+
+def settings_of(ready: Prepared, rules: Rules, n_steps: int | None, target: Any, baselines: Any) -> dict[str, Any]:
+    """The settings that every quantity keeps with its result."""
+    return {
+        "target": _described(target),
+        "baselines": _described(baselines),
+        "rtol": None if n_steps is not None else rules.rtol,
+        "atol": rules.atol,
+        "n_steps": n_steps,
+        "left_out": ready.left_out,
+        "scheme": "kinked" if ready.kinked else "smooth",
+        "kinked_operators": list(ready.found.kinked),
+    }
+
+
+def _described(value: Any) -> Any:
+    """A value as it can stand in a saved result."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Tensor):
+        return value.tolist() if value.numel() <= 64 else f"tensor of shape {tuple(value.shape)}"
+    if isinstance(value, (tuple, list)):
+        return [_described(one) for one in value]
+    return getattr(value, "__qualname__", type(value).__name__)
+
+
+def warn(result: TotalConductance, rules: Rules, n_steps: int | None) -> None:
+    """Say which examples missed the tolerance, by how much, why, and what to do; not for a fixed budget."""
+    bad = [n for n, good in enumerate(result.converged.tolist()) if not good]
+    if not bad or n_steps is not None:
+        return
+    kinds = {kind: sum(result.status[n] == kind for n in bad) for kind in dict.fromkeys(result.status[n] for n in bad)}
+    known = [n for n in bad if result.status[n] != "interrupted"]
+    if not known:
+        warnings.warn(f"the run was interrupted: {len(bad)} examples are missing", ConvergenceWarning, stacklevel=3)
+        return
+    worst = {name: float(torch.nan_to_num(result.error[name][known]).max()) for name in result.layers}
+    layers = sorted((name for name in worst if worst[name] > rules.rtol), key=lambda name: -worst[name])[:3]
+    told = ", ".join(f"{name!r} {worst[name]:.1e}" for name in layers) or "none beyond the tolerance"
+    change = float(result.unattributed[known].abs().max())
+    kinks = str(result.settings["kinked_operators"]) if result.settings["scheme"] == "kinked" else ""
+    advice = {
+        "budget": "raise max_evaluations or rtol" + (f" (kinks, of {kinks}, take many evaluations)" if kinks else ""),
+        "jump": "F jumps along the path (rounding, argmax, routing): see .jumps and .unattributed",
+        "gradient": "the gradient is not the derivative of F (a detach, a straight-through trick): see .unattributed",
+        "precision": "rounding hides the rest: use float64 or a larger rtol",
+        "interrupted": "the run was interrupted",
+    }
+    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    warnings.warn(
+        f"{len(bad)} of {len(result.status)} examples did not converge to rtol={rules.rtol:g} ({counts}); "
+        f"estimated error by layer: {told}; largest unattributed change of the output {change:.1e}. "
+        + "; ".join(advice[kind] for kind in kinds),
+        ConvergenceWarning,
+        stacklevel=3,
+    )

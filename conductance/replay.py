@@ -1,0 +1,250 @@
+"""Integration along path rules that are given: rows packed into calls, and what their panels make of them.
+
+Where :mod:`~conductance.refinement` finds the nodes of a path, this runs them again for quantities that take more
+than one backward pass a row. An integral ``∫ v dy`` over the panels of a rule is ``Σ_k v_k U_k`` with the increments
+``U_k = Σ_l A_kl y_l`` of the activation, which are known after the forward pass; so each gradient can be reduced the
+moment it exists, and is never stored. Straight integrals ``∫ g da`` are the case ``y = a``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from conductance.quadrature import PathRule
+from conductance.sums import SPREAD, wide_dtype, work_dtype
+
+#: Sums ``(n, elements)`` over groups of elements: ``(n, groups)``.
+Grouping: TypeAlias = Callable[[Tensor], Tensor]
+#: Fall of the differences of rules from which the estimate is extrapolated, and the safety on it.
+FALL = 8.0
+SAFETY = 4.0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Neighbouring panels of one path, with all their nodes; ``stop`` is the first panel that is not among them."""
+
+    path: int
+    rule: PathRule
+    start: int
+    stop: int
+
+    @property
+    def nodes(self) -> NDArray[np.float64]:
+        """Places of its nodes."""
+        panels = self.rule.panels
+        return self.rule.nodes[panels[self.start].start : panels[self.stop - 1].stop + 1]
+
+    @property
+    def ends(self) -> bool:
+        """Whether the path ends here."""
+        return self.stop == len(self.rule.panels)
+
+
+def packed(rules: Mapping[int, PathRule], rows: int) -> Iterator[list[Piece]]:
+    """Pieces of all paths, as many at a time as fit into a call of ``rows`` rows; a panel stays whole.
+
+    The node between two pieces belongs to both. A panel of more nodes than a call may have comes alone.
+    """
+    batch: list[Piece] = []
+    room = rows
+    for path, rule in rules.items():
+        start = 0
+        while start < len(rule.panels):
+            first = rule.panels[start].start
+            stop = start
+            while stop < len(rule.panels) and rule.panels[stop].stop - first + 1 <= room:
+                stop += 1
+            if stop == start:
+                if batch:
+                    yield batch
+                    batch, room = [], rows
+                    continue
+                stop = start + 1
+            batch.append(Piece(path, rule, start, stop))
+            room -= len(batch[-1].nodes)
+            start = stop
+            if room < 2:
+                yield batch
+                batch, room = [], rows
+    if batch:
+        yield batch
+
+
+@dataclass(frozen=True)
+class _Alike:
+    """Panels of equal size: their rows ``(panels, nodes)``, places of their examples, matrices."""
+
+    rows: NDArray[np.int64]
+    slots: NDArray[np.int64]
+    value: NDArray[np.float64]
+    difference: NDArray[np.float64]
+    before: NDArray[np.float64] | None
+
+
+def _alike(panels: list[tuple[NDArray[np.int64], int, list[NDArray[np.float64]]]], per_example: int) -> _Alike:
+    value, difference, *before = (np.stack(kind) / per_example for kind in zip(*(m for _, _, m in panels), strict=True))
+    rows, slots = np.stack([one for one, _, _ in panels]), np.array([slot for _, slot, _ in panels])
+    return _Alike(rows, slots, value, difference, before[0] if before else None)
+
+
+class Rows:
+    """The rows of some pieces: which paths and places they are, and how their panels weigh them.
+
+    Parameters
+    ----------
+    pieces
+        From `packed`.
+    per_example
+        Paths of an example.
+
+    Attributes
+    ----------
+    paths, alphas
+        Of each row.
+    examples
+        Examples that the rows belong to, in order.
+    """
+
+    def __init__(self, pieces: list[Piece], per_example: int) -> None:
+        self.pieces = pieces
+        self._per_example = per_example
+        self.paths = np.concatenate([np.full(len(piece.nodes), piece.path) for piece in pieces])
+        self.alphas = np.concatenate([piece.nodes for piece in pieces])
+        self.examples = list(dict.fromkeys(piece.path // per_example for piece in pieces))
+        self._alike = self._panels(per_example)
+
+    def _panels(self, per_example: int) -> list[_Alike]:
+        place = {example: slot for slot, example in enumerate(self.examples)}
+        found: dict[tuple[int, bool], list[tuple[NDArray[np.int64], int, list[NDArray[np.float64]]]]] = {}
+        first = 0
+        for piece in self.pieces:
+            begin = piece.rule.panels[piece.start].start
+            slot = place[piece.path // per_example]
+            for panel in piece.rule.panels[piece.start : piece.stop]:
+                rows = first + np.arange(panel.start, panel.stop + 1, dtype=np.int64) - begin
+                credit = piece.rule.credit
+                matrices = [panel.value, credit * panel.difference]
+                matrices += [] if panel.before is None else [credit * panel.before]
+                found.setdefault((len(rows), panel.before is None), []).append((rows, slot, matrices))
+            first += len(piece.nodes)
+        return [_alike(panels, per_example) for panels in found.values()]
+
+    @property
+    def complete(self) -> list[int]:
+        """Examples whose last path ends in these rows."""
+        last = {piece.path // self._per_example: piece for piece in self.pieces}
+        each = self._per_example
+        return [n for n, piece in last.items() if piece.ends and piece.path % each == each - 1]
+
+    def calls(self, rows: int) -> Iterator[slice]:
+        """Cut them into calls of at most ``rows`` rows: one, unless a panel has more nodes than that."""
+        for first in range(0, len(self.paths), rows):
+            yield slice(first, min(first + rows, len(self.paths)))
+
+    def increments(self, activation: Tensor) -> Increments:
+        """What each row's gradient is multiplied with, from the activation ``(rows, elements)`` of all rows."""
+        return Increments(self._alike, activation, len(self.examples))
+
+    def along(self, device: torch.device, dtype: torch.dtype) -> Increments:
+        """The same for integrals over the path itself."""
+        place = torch.as_tensor(self.alphas, device=device).to(work_dtype(dtype))
+        return self.increments(place[:, None])
+
+
+class Increments:
+    """Increments of one tensor over the panels of some rows.
+
+    Attributes
+    ----------
+    value
+        ``U_k = Σ_l A_kl y_l`` of each row, ``(rows, elements)``.
+    """
+
+    def __init__(self, alike: list[_Alike], activation: Tensor, examples: int) -> None:
+        y = activation.to(work_dtype(activation.dtype))
+        self.value = torch.zeros_like(y)
+        self.examples = examples
+        self._panels: list[tuple[Tensor, Tensor, list[Tensor]]] = []
+        self._slot = torch.zeros(len(y), dtype=torch.int64, device=y.device)
+        for one in alike:
+            rows, slots = (torch.as_tensor(part, device=y.device) for part in (one.rows, one.slots))
+            rise = y[rows.reshape(-1)].reshape(*rows.shape, -1)
+            rise = rise - rise[:, :1]  # the constant cancels
+            matrices = [one.value, one.difference, *([] if one.before is None else [one.before])]
+            value, *errors = (torch.bmm(torch.as_tensor(m, device=y.device).to(y.dtype), rise) for m in matrices)
+            self.value.index_add_(0, rows.reshape(-1), value.reshape(-1, y.shape[1]))
+            self._slot[rows.reshape(-1)] = slots.repeat_interleave(rows.shape[1])
+            self._panels.append((rows, slots, errors))
+
+    def integrate(self, gradient: Tensor, group: Grouping, first: int = 0) -> Parts:
+        """Reduce the gradient ``(n, elements)`` of the rows from ``first`` on.
+
+        Where the increments are one number a row, the gradient is the integrand of a straight integral, with any
+        number of elements.
+        """
+        v = gradient.to(self.value.dtype)
+        wide = wide_dtype(v.device)
+        own = slice(first, first + len(v))
+        rows = group(v * self.value[own]).to(wide)
+        value = torch.zeros(self.examples, rows.shape[1], dtype=wide, device=v.device)
+        value.index_add_(0, self._slot[own], rows)
+        if len(v) < len(self.value):
+            whole = v.new_zeros(len(self.value), v.shape[1])
+            whole[own] = v
+            v = whole
+        panels = []
+        for at, slots, errors in self._panels:
+            chosen = v[at.reshape(-1)].reshape(*at.shape, -1)
+            panels.append((slots, [group((chosen * error).sum(1)).to(wide) for error in errors]))
+        return Parts(value, panels)
+
+
+@dataclass
+class Parts:
+    """An integral over the rows of one or several calls: values of examples, and local estimates of panels.
+
+    Attributes
+    ----------
+    value
+        ``(examples, groups)``.
+    panels
+        For panels of equal size the place of their example, and their differences of rules ``(panels, groups)``.
+    """
+
+    value: Tensor
+    panels: list[tuple[Tensor, list[Tensor]]]
+
+    def __add__(self, other: Parts) -> Parts:
+        """The same over the rows of both."""
+        panels = [
+            (slots, [one + two for one, two in zip(mine, theirs, strict=True)])
+            for (slots, mine), (_, theirs) in zip(self.panels, other.panels, strict=True)
+        ]
+        return Parts(self.value + other.value, panels)
+
+    def sums(self) -> Tensor:
+        """``(5, examples, groups)``: value, signed error, its squares, absolute differences of rules on two levels."""
+        result = self.value.new_zeros(5, *self.value.shape)
+        result[0] = self.value
+        for slots, (fine, *coarse) in self.panels:
+            for row, one in enumerate([fine, fine * fine, fine.abs(), *(one.abs() for one in coarse)], 1):
+                result[row].index_add_(0, slots, one)
+        return result
+
+
+def estimated(sums: Tensor) -> Tensor:
+    """Estimated absolute error ``(examples, groups)`` from sums ``(5, examples, groups)`` over all their panels."""
+    _, signed, square, fine, coarse = sums
+    bound = torch.maximum(signed.abs(), SPREAD * square.clamp(min=0.0).sqrt())
+    whole, before = fine.sum(1), coarse.sum(1)
+    fall = torch.where(before > 0, whole / before, torch.ones_like(whole))
+    factor = torch.where(fall <= 1 / FALL, (SAFETY * fall).clamp(max=1.0), torch.ones_like(fall))
+    return bound * factor[:, None]

@@ -1,0 +1,238 @@
+"""One run of a model for its conductances: what was asked made ready, machinery of the right size, the result.
+
+Every quantity begins with total conductance to a tolerance; this is what they share. It also decides where on each path
+the model is evaluated: the quantities that take more than one backward pass a row follow the same nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from conductance._requests import PROBED, check_mode, named_points, usable_points
+from conductance.collecting import Collector
+from conductance.engine import Engine, check_rows, undisturbed
+from conductance.errors import ConductanceError, check_choice
+from conductance.fixed import FixedRule
+from conductance.hooks import LayerSpec, PointInfo, Probe, Selection, probe, select
+from conductance.kinked import Kinked
+from conductance.path import Baseline, Inputs, StraightPath
+from conductance.quadrature import PathRule
+from conductance.refinement import Refinement, Rules
+from conductance.results import LayerInfo, TotalConductance
+from conductance.smooth import Smooth
+from conductance.sums import Layout, NodeStore, RunningSums
+from conductance.targets import Target, TargetFunction, target_function
+
+#: Bytes of tapped tensors that one call may hold when the user names no size.
+CALL_BYTES = 1 << 28
+#: Rows of a call when the user names no size, at most.
+MOST_ROWS = 1024
+#: Bound of the node store, in bytes.
+STORE_BYTES = 1 << 28
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A model, its inputs and the layers asked, tried once and found usable.
+
+    Attributes
+    ----------
+    model, selection
+        The model and the modules that were asked.
+    path, function
+        The path of the inputs, and the target as a function of output and example numbers.
+    found, points, left_out
+        What the probe found, the points that can be explained, and the names of those that cannot.
+    """
+
+    model: Callable[..., Any]
+    selection: Selection
+    path: StraightPath
+    function: TargetFunction
+    found: Probe
+    points: list[PointInfo]
+    left_out: list[str]
+
+    @property
+    def kinked(self) -> bool:
+        """Whether the function has kinks."""
+        return bool(self.found.kinked)
+
+
+@contextmanager
+def prepared(
+    model: Callable[..., Any],
+    inputs: Inputs,
+    layers: LayerSpec,
+    *,
+    target: Target,
+    baselines: Baseline | list[Any],
+    additional_forward_args: Any,
+    on_train: Literal["error", "warn"],
+) -> Iterator[Prepared]:
+    """Check what was asked and try the model; within the context it is in the state to run in."""
+    check_choice("on_train", on_train, ("error", "warn"))
+    selection = select(model, layers)
+    check_mode(model, selection, on_train)
+    extra = () if additional_forward_args is None else additional_forward_args
+    with undisturbed(model, selection.modules):
+        path = StraightPath(inputs, baselines, extra if isinstance(extra, tuple) else (extra,))
+        function = target_function(target, path.batch)
+        found = _probed(model, selection, path, function)
+        points, left_out = usable_points(found, named_points(layers, selection))
+        yield Prepared(model, selection, path, function, found, points, left_out)
+
+
+class Run:
+    """One run to a tolerance, or at a fixed number of nodes: sizes, machinery, result.
+
+    Parameters
+    ----------
+    ready
+        What to run.
+    rules
+        Tolerance and budgets.
+    n_steps
+        Nodes of each path, if their number is given.
+
+    Attributes
+    ----------
+    engine, layouts, rows
+        The engine, the shapes of the points, and the rows of a call at most.
+    """
+
+    def __init__(self, ready: Prepared, rules: Rules, n_steps: int | None) -> None:
+        points, path = ready.points, ready.path
+        self.points = points
+        self.path = path
+        layouts = [_layout(info) for info in points]
+        leaves = [_leaf_layout(path.ends[key]) for key in path.moving]
+        row_bytes = sum(layout.size * layout.dtype.itemsize for layout in layouts + leaves)
+        self.rows = rules.rows or max(1, min(MOST_ROWS, CALL_BYTES // max(1, row_bytes)))
+        rules = Rules(rules.rtol, rules.atol, rules.max_evaluations, self.rows)
+        per_example = path.per_example
+        share = self.rows // n_steps if n_steps is not None else self.rows // 16
+        flights = max(1, min(path.batch, share // per_example))
+        kinked = ready.kinked
+        self.engine = engine = Engine(ready.model, ready.selection.modules, points, path, ready.function)
+        self.layouts = layouts
+        self.collector = Collector(layouts, path.batch, spread=per_example > 1)
+        few = n_steps is not None and n_steps <= min(self.rows, 64)
+        sums = RunningSums(layouts + leaves, flights, per_example, wide=not few)
+        precision = np.array([float(torch.finfo(layout.dtype).eps) / 2 for layout in layouts + leaves])
+        ends = _ends(kinked, float(precision.max()))
+        self._method: FixedRule | Refinement
+        if n_steps is not None:
+            self._method = FixedRule(
+                engine, sums, self.collector, rules, n_steps,
+                kinked=kinked, flights=flights, precision=precision, ends=ends,
+            )  # fmt: skip
+            return
+        needed = flights * per_example * min(rules.max_evaluations, 2048)
+        store = NodeStore(layouts + leaves, int(min(needed, STORE_BYTES // max(1, 2 * row_bytes))))
+        scheme = (
+            Kinked(layouts + leaves, sums, store, float(precision.max()))
+            if kinked
+            else Smooth(layouts + leaves, sums, store)
+        )
+        self._method = Refinement(engine, sums, scheme, self.collector, rules, flights, precision, ends)
+
+    def execute(self, progress: bool) -> bool:
+        """Run to the end, or until the user interrupts; whether that happened."""
+        from tqdm.auto import tqdm
+
+        with tqdm(total=self.path.batch, desc="conductance", unit="example", disable=not progress) as bar:
+            try:
+                self._method.run(bar.update)
+            except KeyboardInterrupt:
+                return True
+        return False
+
+    def keep_rules(self) -> dict[int, PathRule]:
+        """Ask for the nodes and panels of every path, filled in as examples are done."""
+        return self._method.keep_rules()
+
+    def result(self, settings: dict[str, Any]) -> TotalConductance:
+        """The labelled result."""
+        taken, device = self.collector, self.path.device
+        names = [info.name for info in self.points]
+        dtype = torch.float32 if device.type == "mps" else torch.promote_types(self.path.dtype, torch.float32)
+
+        def numbers(values: Any) -> Tensor:
+            return torch.as_tensor(values).to(device=device, dtype=dtype)
+
+        return TotalConductance(
+            conductance=dict(zip(names, taken.conductance, strict=True)),
+            unit_error=dict(zip(names, taken.unit_error, strict=True)),
+            error={name: numbers(error) for name, error in zip(names, taken.error, strict=True)},
+            info={info.name: layer_info(info, layout) for info, layout in zip(self.points, self.layouts, strict=True)},
+            output=numbers(taken.output),
+            baseline_output=numbers(taken.baseline_output),
+            unattributed=numbers(taken.residual),
+            status=tuple(taken.status),
+            jumps=tuple(taken.jumps),
+            evaluations=torch.as_tensor(taken.evaluations).to(device),
+            converged=torch.as_tensor(taken.converged).to(device),
+            spread=dict(zip(names, taken.spread, strict=True)) if taken.spread is not None else None,
+            settings=settings,
+        )
+
+
+def _probed(model: Callable[..., Any], selection: Selection, path: StraightPath, function: TargetFunction) -> Probe:
+    """Run two rows at the inputs to see what there is, and refuse what cannot be explained."""
+    paths = torch.tensor([0, path.count - 1], device=path.device)
+    rows = path.rows(paths, torch.ones(2, device=path.device, dtype=torch.float32))
+
+    def run() -> Tensor:
+        output = function(model(*rows.args, **rows.kwargs), paths // path.per_example)
+        check_rows(output, PROBED)
+        return output
+
+    found = probe(model, selection, run, rows.leaves)
+    if not found.gradient_flows:
+        raise ConductanceError(
+            "the target does not depend on the inputs through differentiable operations: the model detaches its output "
+            "(detach(), no_grad, numpy, argmax), or the target is a constant; explain the logits before that operation"
+        )
+    return found
+
+
+def _layout(info: PointInfo) -> Layout:
+    batch, shape = info.point.batch_axis, list(info.shape)
+    del shape[batch]
+    unit = info.point.unit_axis
+    none = unit is None or unit == batch or not shape
+    axis = None if none or unit is None else unit - (unit > batch)
+    return Layout(tuple(shape), axis, info.point.unit_groups, info.dtype, info.device)
+
+
+def _leaf_layout(leaf: Tensor) -> Layout:
+    return Layout(tuple(leaf.shape[1:]), None, None, leaf.dtype, leaf.device)
+
+
+def layer_info(info: PointInfo, layout: Layout) -> LayerInfo:
+    """What a result says of a point."""
+    return LayerInfo(
+        name=info.name,
+        module_type=info.module_type,
+        shape=layout.shape,
+        unit_axis=0 if layout.unit_axis is None else layout.unit_axis + 1,
+        unit_groups=layout.unit_groups,
+        is_cut=bool(info.is_cut),
+        moves=info.moves,
+        used=info.used,
+    )
+
+
+def _ends(kinked: bool, precision: float) -> tuple[float, float]:
+    if not kinked:
+        return 0.0, 1.0
+    inside = 1e-12 if precision < 1e-12 else 1e-6
+    return inside, 1.0 - inside
