@@ -5,16 +5,21 @@ Which internal units carry a prediction, from which inputs, and how sure is that
 
 from conductance import hooks
 from conductance.errors import ConductanceError, ConvergenceWarning
-from conductance.results import LayerInfo, TotalConductance, concatenate, load
+from conductance.loading import load
+from conductance.neuron import neuron_conductance
+from conductance.neuron_results import NeuronConductance
+from conductance.results import LayerInfo, TotalConductance, concatenate
 from conductance.total import total_conductance
 
 __all__ = [
     "ConductanceError",
     "ConvergenceWarning",
     "LayerInfo",
+    "NeuronConductance",
     "TotalConductance",
     "concatenate",
     "hooks",
     "load",
+    "neuron_conductance",
     "total_conductance",
 ]

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from conductance.errors import ConductanceError
 from conductance.hooks import HookPoint, PointInfo, capture, hold
@@ -145,20 +146,41 @@ class Engine:
     def hold(self, paths: NDArray[np.int64], alphas: NDArray[np.float64]) -> Held:
         """Run rows forward and hold every point's tensor in the autograd graph, to differentiate from and to it."""
         which, rows = self._rows(paths, alphas)
+        return self._held(which, rows)
+
+    def push(
+        self, paths: NDArray[np.int64], alphas: NDArray[np.float64], tangents: Sequence[Tensor]
+    ) -> list[Tensor | None]:
+        """Push tangents of the leaves forward: the tangent of each point, or None where it has none.
+
+        Raises
+        ------
+        NotImplementedError, RuntimeError
+            If an operator has no forward derivative.
+        """
+        with torch.no_grad(), forward_ad.dual_level():
+            which, rows = self._rows(paths, alphas, tangents)
+            held = self._held(which, rows)
+            return [None if one is None else forward_ad.unpack_dual(one).tangent for one in held.tensors]
+
+    def _held(self, which: Tensor, rows: Rows) -> Held:
         with hold(self._modules, list(self._numbers), clone=self._clone) as held:
             output = self.target(self.model(*rows.args, **rows.kwargs), which // self.path.per_example)
-        check_rows(output, len(paths))
+        check_rows(output, len(which))
         tensors = [held.tensors.get(info.point) for info in self.points]
         for info, tensor in zip(self.points, tensors, strict=True):
-            if tensor is not None and tensor.shape[info.point.batch_axis] != len(paths):
-                raise _not_rows(info.point, tensor, len(paths))
+            if tensor is not None and tensor.shape[info.point.batch_axis] != len(which):
+                raise _not_rows(info.point, tensor, len(which))
         return Held(output, tensors, rows.leaves, self.path.directions(which))
 
-    def _rows(self, paths: NDArray[np.int64], alphas: NDArray[np.float64]) -> tuple[Tensor, Rows]:
+    def _rows(
+        self, paths: NDArray[np.int64], alphas: NDArray[np.float64], tangents: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, Rows]:
         """Numbers of the paths on the device, and the arguments of the call."""
         device = self.path.device
         which = torch.as_tensor(paths, device=device)
-        return which, self.path.rows(which, torch.as_tensor(alphas).to(device=device, dtype=wide_dtype(device)))
+        places = torch.as_tensor(alphas).to(device=device, dtype=wide_dtype(device))
+        return which, self.path.rows(which, places, tangents)
 
     def diagnose(self, paths: NDArray[np.int64], alphas: NDArray[np.float64]) -> str:
         """Say where NaN or infinity first appears on rows known to hold one; a sentence for an error."""

@@ -84,11 +84,11 @@ class FixedRule:
         panels = tuple(quadrature.Panel(k, k + 1, rise, bend) for k in range(len(self.nodes) - 1))
         return quadrature.PathRule(self.nodes, panels, 1.0)
 
-    def run(self, advance: Callable[[int], Any]) -> None:
-        """Work through all examples; ``advance`` is told how many are done."""
+    def run(self, advance: Callable[[int], Any], wanted: range) -> None:
+        """Work through examples; ``advance`` is told how many are done."""
         each = self.engine.path.per_example
-        for first in range(0, self.engine.path.batch, self._flights):
-            examples = range(first, min(first + self._flights, self.engine.path.batch))
+        for first in range(wanted.start, wanted.stop, self._flights):
+            examples = range(first, min(first + self._flights, wanted.stop))
             outputs = np.zeros((len(examples) * each, 2))
             leaf = np.zeros(len(examples) * each)
             self._paths(first * each, len(examples) * each, outputs, leaf)

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import make_dual
 
 Inputs: TypeAlias = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 Baseline: TypeAlias = float | int | Tensor | Callable[[Tensor], Tensor] | tuple[Any, ...] | Mapping[str, Any] | None
@@ -98,7 +99,7 @@ class StraightPath:
         kinds: list[torch.dtype] = [end.dtype for end in self.ends.values()]
         return max(kinds, key=lambda kind: torch.finfo(kind).eps)
 
-    def rows(self, paths: Tensor, alphas: Tensor) -> Rows:
+    def rows(self, paths: Tensor, alphas: Tensor, tangents: Sequence[Tensor] | None = None) -> Rows:
         """Model arguments for nodes of paths.
 
         Parameters
@@ -107,12 +108,15 @@ class StraightPath:
             Path of each row, shape ``(rows,)``, int64.
         alphas
             Place of each row on its path, shape ``(rows,)``.
+        tangents
+            For forward mode: the tangent of each leaf; the arguments are then dual tensors, and need no gradient.
         """
         examples = torch.div(paths, self.per_example, rounding_mode="floor")
         entries = {key: self._repeated(value, examples) for key, value in self._entries.items() if key not in self.ends}
         leaves = []
-        for key in self.moving:
-            leaf = self._moved(key, paths, examples, alphas).requires_grad_()
+        for number, key in enumerate(self.moving):
+            leaf = self._moved(key, paths, examples, alphas)
+            leaf = leaf.requires_grad_() if tangents is None else make_dual(leaf, tangents[number])
             leaves.append(leaf)
             entries[key] = leaf.view_as(leaf)  # so that a model may work on its input in place
         args = tuple(entries[place] for place in range(len(self._positional)))

@@ -188,6 +188,12 @@ class PathRule:
     credit: float
 
 
+def level_panel(start: int, level: int) -> Panel:
+    """Panel of a level of the nested rule from node ``start`` on, with two differences of levels; level 2 and up."""
+    value, middle, coarse = (level_matrix(level - k, level) for k in range(3))
+    return Panel(start, start + len(value) - 1, value, value - middle, middle - coarse)
+
+
 def fixed_nodes(n_steps: int, *, kinked: bool) -> Array:
     """Relative nodes of the fixed rule of ``n_steps`` evaluations, ends included.
 

@@ -11,7 +11,7 @@ no unit. Where that difference does not shrink, F jumps or its gradient is not i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,6 +105,10 @@ class Refinement:
         Examples in flight at most.
     precision
         Unit roundoff of each point, leaves included, ``(points,)``.
+    ends
+        First and last place on the path.
+    judge_leaves
+        Whether the tolerance also holds for the leaves, that is for integrated gradients.
     """
 
     def __init__(
@@ -117,6 +121,8 @@ class Refinement:
         flights: int,
         precision: Floats,
         ends: tuple[float, float],
+        *,
+        judge_leaves: bool = False,
     ) -> None:
         self.engine = engine
         self.sums = sums
@@ -126,6 +132,7 @@ class Refinement:
         self.precision = precision
         self.ends = ends
         self._layers = len(engine.points)
+        self._judged = len(sums.layouts) if judge_leaves else self._layers
         self._cuts = np.array([bool(info.is_cut) for info in engine.points])
         self._paths = engine.path.per_example
         self._free = list(range(flights))[::-1]
@@ -138,9 +145,9 @@ class Refinement:
         self._rules = {}
         return self._rules
 
-    def run(self, advance: Callable[[int], Any]) -> None:
-        """Work through all examples; ``advance`` is told how many are done."""
-        waiting = iter(range(self.engine.path.batch))
+    def run(self, advance: Callable[[int], Any], examples: Iterable[int]) -> None:
+        """Work through examples; ``advance`` is told how many are done."""
+        waiting = iter(examples)
         while True:
             self._admit(waiting)
             if not self._active:
@@ -287,7 +294,7 @@ class Refinement:
         )  # fmt: skip
 
     def _figures(self, slots: list[int], summary: Summary, row: int) -> Figures:
-        layers = slice(0, self._layers)
+        layers = slice(0, self._judged)
         _lefts, _, residuals = self.scheme.residuals(slots)
         residual = float(residuals.sum()) / self._paths
         factor = self.scheme.estimates(slots)
@@ -297,8 +304,9 @@ class Refinement:
         floor = (ROUNDINGS * self.precision + cut_off) * magnitude
         leaf_total = float(summary.total[row, self._layers :].sum())
         change = leaf_total + residual
-        total = summary.total[row, layers]  # across a jump a cut carries what the leaf does, or all of dF
+        total = summary.total[row, : self._layers]  # across a jump a cut carries what the leaf does, or all of dF
         missed = np.where(self._cuts, np.minimum(np.abs(total - leaf_total), np.abs(total - change)), 0.0)
+        missed = np.append(missed, np.zeros(self._judged - self._layers))
         start, end = self.scheme.outputs(slots)
         return Figures(
             scale=summary.scale[row, layers],
@@ -316,14 +324,14 @@ class Refinement:
         )
 
     def _refine(self, slots: list[int], figures: Figures, aim: str) -> list[Work]:
-        leaves = len(self.sums.layouts) - self._layers
+        leaves = len(self.sums.layouts) - self._judged
         scale = np.concatenate([np.maximum(figures.scale, figures.floor) + self.rules.atol, np.full(leaves, np.inf)])
         return self.scheme.refine(slots, scale, self._rounding(figures), aim)
 
     def _rounding(self, figures: Figures) -> Floats:
         """Local estimates that are nothing but rounding, for each point; no leaf is refined for its own sake."""
-        leaves = np.full(len(self.sums.layouts) - self._layers, np.inf)
-        return np.concatenate([0.25 * self.precision[: self._layers] * figures.magnitude, leaves])
+        leaves = np.full(len(self.sums.layouts) - self._judged, np.inf)
+        return np.concatenate([0.25 * self.precision[: self._judged] * figures.magnitude, leaves])
 
     def _guard(self, flight: Flight, slots: list[int], figures: Figures) -> str:
         """Name the reason if the unattributed share does not shrink; "" to go on.

@@ -80,7 +80,7 @@ def packed(rules: Mapping[int, PathRule], rows: int) -> Iterator[list[Piece]]:
 
 @dataclass(frozen=True)
 class _Alike:
-    """Panels of equal size: their rows ``(panels, nodes)``, places of their examples, matrices."""
+    """Panels of equal size: rows ``(panels, nodes)``, places of their examples, matrices."""
 
     rows: NDArray[np.int64]
     slots: NDArray[np.int64]
@@ -89,9 +89,13 @@ class _Alike:
     before: NDArray[np.float64] | None
 
 
-def _alike(panels: list[tuple[NDArray[np.int64], int, list[NDArray[np.float64]]]], per_example: int) -> _Alike:
-    value, difference, *before = (np.stack(kind) / per_example for kind in zip(*(m for _, _, m in panels), strict=True))
-    rows, slots = np.stack([one for one, _, _ in panels]), np.array([slot for _, slot, _ in panels])
+_Entry: TypeAlias = tuple[NDArray[np.int64], int, list[NDArray[np.float64]]]
+
+
+def _alike(panels: list[_Entry], per_example: int) -> _Alike:
+    matrices = zip(*(entry[2] for entry in panels), strict=True)
+    value, difference, *before = (np.stack(kind) / per_example for kind in matrices)
+    rows, slots = np.stack([entry[0] for entry in panels]), np.array([entry[1] for entry in panels])
     return _Alike(rows, slots, value, difference, before[0] if before else None)
 
 
@@ -123,7 +127,7 @@ class Rows:
 
     def _panels(self, per_example: int) -> list[_Alike]:
         place = {example: slot for slot, example in enumerate(self.examples)}
-        found: dict[tuple[int, bool], list[tuple[NDArray[np.int64], int, list[NDArray[np.float64]]]]] = {}
+        found: dict[tuple[int, bool], list[_Entry]] = {}
         first = 0
         for piece in self.pieces:
             begin = piece.rule.panels[piece.start].start
@@ -143,6 +147,10 @@ class Rows:
         last = {piece.path // self._per_example: piece for piece in self.pieces}
         each = self._per_example
         return [n for n, piece in last.items() if piece.ends and piece.path % each == each - 1]
+
+    def rows_of(self, example: int) -> int:
+        """How many of the rows belong to an example."""
+        return int((self.paths // self._per_example == example).sum())
 
     def calls(self, rows: int) -> Iterator[slice]:
         """Cut them into calls of at most ``rows`` rows: one, unless a panel has more nodes than that."""
@@ -230,8 +238,14 @@ class Parts:
         ]
         return Parts(self.value + other.value, panels)
 
-    def sums(self) -> Tensor:
-        """``(5, examples, groups)``: value, signed error, its squares, absolute differences of rules on two levels."""
+    def closed(self) -> Tensor:
+        """Sum over panels, once all their rows are in.
+
+        Returns
+        -------
+        Tensor
+            ``(5, examples, groups)``: value, signed error, its squares, absolute differences of rules on two levels.
+        """
         result = self.value.new_zeros(5, *self.value.shape)
         result[0] = self.value
         for slots, (fine, *coarse) in self.panels:
@@ -240,11 +254,61 @@ class Parts:
         return result
 
 
+@dataclass
+class Replayed:
+    """An example whose rows have all been run.
+
+    Attributes
+    ----------
+    example, rows
+        Its number and how many rows it took.
+    blocks
+        Sums ``(5, groups)`` of each block of the quantity, as `Parts.closed` gives them.
+    """
+
+    example: int
+    rows: int
+    blocks: list[Tensor]
+
+    def __iadd__(self, other: Replayed) -> Replayed:
+        """Take in what other rows of the example gave."""
+        self.rows += other.rows
+        self.blocks = [one + two for one, two in zip(self.blocks, other.blocks, strict=True)]
+        return self
+
+
+def replay(
+    rules: Mapping[int, PathRule], rows: int, per_example: int, evaluate: Callable[[Rows], list[Tensor]]
+) -> Iterator[Replayed]:
+    """Run the rows of all paths, and give each example when its last path is done.
+
+    Parameters
+    ----------
+    rules
+        The panels of each path, all paths of an example behind each other.
+    rows, per_example
+        Rows of a call at most, and paths of an example.
+    evaluate
+        Runs rows; gives the blocks of the quantity as `Parts.closed` does.
+    """
+    open_: dict[int, Replayed] = {}
+    for pieces in packed(rules, rows):
+        batch = Rows(pieces, per_example)
+        blocks = evaluate(batch)
+        for slot, example in enumerate(batch.examples):
+            own = Replayed(example, batch.rows_of(example), [block[:, slot] for block in blocks])
+            if example in open_:
+                open_[example] += own
+            else:
+                open_[example] = own
+        for example in batch.complete:
+            yield open_.pop(example)
+
+
 def estimated(sums: Tensor) -> Tensor:
-    """Estimated absolute error ``(examples, groups)`` from sums ``(5, examples, groups)`` over all their panels."""
+    """Estimated absolute error ``(groups,)`` from the sums ``(5, groups)`` over all panels of an example."""
     _, signed, square, fine, coarse = sums
     bound = torch.maximum(signed.abs(), SPREAD * square.clamp(min=0.0).sqrt())
-    whole, before = fine.sum(1), coarse.sum(1)
-    fall = torch.where(before > 0, whole / before, torch.ones_like(whole))
-    factor = torch.where(fall <= 1 / FALL, (SAFETY * fall).clamp(max=1.0), torch.ones_like(fall))
-    return bound * factor[:, None]
+    before = float(coarse.sum())
+    fall = float(fine.sum()) / before if before > 0 else 1.0
+    return bound * (min(1.0, SAFETY * fall) if fall <= 1 / FALL else 1.0)

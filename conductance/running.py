@@ -6,7 +6,7 @@ the model is evaluated: the quantities that take more than one backward pass a r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -101,6 +101,8 @@ class Run:
         Tolerance and budgets.
     n_steps
         Nodes of each path, if their number is given.
+    judge_leaves
+        Whether the tolerance also holds for integrated gradients of the inputs.
 
     Attributes
     ----------
@@ -108,7 +110,7 @@ class Run:
         The engine, the shapes of the points, and the rows of a call at most.
     """
 
-    def __init__(self, ready: Prepared, rules: Rules, n_steps: int | None) -> None:
+    def __init__(self, ready: Prepared, rules: Rules, n_steps: int | None, *, judge_leaves: bool = False) -> None:
         points, path = ready.points, ready.path
         self.points = points
         self.path = path
@@ -142,15 +144,21 @@ class Run:
             if kinked
             else Smooth(layouts + leaves, sums, store)
         )
-        self._method = Refinement(engine, sums, scheme, self.collector, rules, flights, precision, ends)
+        self._method = Refinement(
+            engine, sums, scheme, self.collector, rules, flights, precision, ends, judge_leaves=judge_leaves
+        )
 
-    def execute(self, progress: bool) -> bool:
-        """Run to the end, or until the user interrupts; whether that happened."""
+    def execute(self, progress: bool, examples: Sequence[int] | None = None) -> bool:
+        """Run all examples, or some, to the end, or until the user interrupts; whether that happened."""
         from tqdm.auto import tqdm
 
-        with tqdm(total=self.path.batch, desc="conductance", unit="example", disable=not progress) as bar:
+        every = range(self.path.batch)
+        with tqdm(total=len(examples or every), desc="conductance", unit="example", disable=not progress) as bar:
             try:
-                self._method.run(bar.update)
+                if isinstance(self._method, FixedRule):
+                    self._method.run(bar.update, every)
+                else:
+                    self._method.run(bar.update, every if examples is None else examples)
             except KeyboardInterrupt:
                 return True
         return False

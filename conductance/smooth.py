@@ -168,7 +168,7 @@ class Smooth:
         cells = sorted(self.cells[slot], key=lambda cell: cell.left)
         nodes, panels = [cells[0].left], []
         for cell in cells:
-            panels.append(_panel(len(nodes) - 1, cell.level))
+            panels.append(quadrature.level_panel(len(nodes) - 1, cell.level))
             nodes += cell.alphas[1:].tolist()
         return quadrature.PathRule(np.array(nodes), tuple(panels), 0.5 if len(cells) == 1 else 1.0)
 
@@ -299,11 +299,6 @@ class Smooth:
             if old is not None:
                 cells[:] = [cell for cell in cells if cell is not old]
                 self.store.release(old.places)
-
-
-def _panel(start: int, level: int) -> quadrature.Panel:
-    value, middle, coarse = (quadrature.level_matrix(level - k, level) for k in range(3))
-    return quadrature.Panel(start, start + len(value) - 1, value, value - middle, middle - coarse)
 
 
 def _resolvable(cell: Cell) -> bool:

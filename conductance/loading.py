@@ -1,0 +1,46 @@
+"""Reading a file of any result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeAlias
+
+from conductance import _files, flow_results, neuron_results, results
+from conductance.flow_results import ConductanceFlow
+from conductance.neuron_results import NeuronConductance
+from conductance.results import TotalConductance
+
+Result: TypeAlias = TotalConductance | NeuronConductance | ConductanceFlow
+
+_KINDS: dict[str, type[TotalConductance] | type[NeuronConductance] | type[ConductanceFlow]] = {
+    results.FORMAT: TotalConductance,
+    neuron_results.FORMAT: NeuronConductance,
+    flow_results.FORMAT: ConductanceFlow,
+}
+
+
+def load(path: str | Path) -> Result:
+    """Read a result that its ``save`` wrote, whichever it is.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Returns
+    -------
+    TotalConductance, NeuronConductance, ConductanceFlow, ...
+        On the CPU, bit for bit what was saved.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is another kind of file, of another version, or damaged.
+    """
+    kind = _files.kind_of(path)
+    if kind not in _KINDS:
+        msg = f"{path} has the format {kind!r}, expected one of {', '.join(_KINDS)}: another kind of file."
+        raise ValueError(msg)
+    return _KINDS[kind].load(path)

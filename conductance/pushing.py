@@ -1,0 +1,157 @@
+"""Forward mode: the step of one feature is pushed forward to all units of all layers at once.
+
+Operators without a forward derivative are worked around one after the other: attention by its formula instead of a
+fused kernel, recurrent layers without oneDNN and cuDNN; then the derivative is taken through two reverse passes; and
+where even that fails, reverse mode does the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from conductance.engine import Engine, Held
+from conductance.features import Features
+from conductance.pulling import Kept, Pull, as_it_is
+from conductance.replay import Parts, Rows
+from conductance.units import Neuron
+
+#: One pass that gives the tangent of each layer from the tangents of the leaves.
+PushForward = Callable[[Sequence[Tensor]], "list[Tensor | None]"]
+
+
+class Push:
+    """Integrals of ``v_j ∂y_j/∂x_i (x_i - x'_i)`` over rows: one forward pass for each feature.
+
+    Takes and gives the same as :class:`~conductance.pulling.Pull`, which it falls back to.
+
+    Attributes
+    ----------
+    detour
+        What had to be worked around, in words.
+    given_up
+        Whether reverse mode had to do the work.
+    """
+
+    def __init__(
+        self, engine: Engine, features: Features, selected: Sequence[list[Neuron]], rows: int, pull: Pull
+    ) -> None:
+        self.engine = engine
+        self.features = features
+        self.selected = selected
+        self.rows = rows
+        self.pull = pull
+        self.detour: list[str] = []
+        self.given_up = False
+        self._ways = ["forward derivatives", "attention by its formula", "no oneDNN or cuDNN", "two reverse passes"]
+
+    def __call__(self, batch: Rows) -> list[Tensor]:
+        """Run the rows, by the first way that works."""
+        while not self.given_up:
+            try:
+                with self._way():
+                    return self._run(batch)
+            except (NotImplementedError, RuntimeError) as error:
+                if not _is_missing_derivative(error):
+                    raise
+                left, *self._ways = self._ways
+                self.given_up = not self._ways
+                following = "reverse mode" if self.given_up else self._ways[0]
+                self.detour.append(f"{left} failed ({str(error).splitlines()[0][:160]}); taken: {following}")
+        return self.pull(batch)
+
+    @contextmanager
+    def _way(self) -> Iterator[None]:
+        """Settings of torch for the way that is tried."""
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)  # it is taken without gradients, and has no tangents
+        try:
+            if len(self._ways) == 4:
+                yield
+                return
+            with sdpa_kernel(SDPBackend.MATH):
+                if len(self._ways) == 3:
+                    yield
+                    return
+                with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
+                    yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+
+    def _run(self, batch: Rows) -> list[Tensor]:
+        calls = list(batch.calls(self.rows))
+        along = batch.along(self.engine.path.device, self.engine.path.dtype)
+        open_: dict[tuple[int, int], Parts] = {}
+        closed: dict[tuple[int, int], Tensor] = {}
+        kept = Kept(self.selected)
+        for call in calls:
+            for key, integrand in self._integrands(batch, call, kept):
+                parts = along.integrate(integrand, as_it_is, call.start)
+                if len(calls) == 1:
+                    closed[key] = parts.closed()
+                else:
+                    open_[key] = open_[key] + parts if key in open_ else parts
+        closed |= {key: parts.closed() for key, parts in open_.items()}
+        values = []
+        for layer in range(len(self.selected)):
+            by_feature = torch.stack([closed[layer, feature] for feature in range(self.features.count)], 3)
+            values.append(by_feature.flatten(2))
+        return values + kept.totals(batch, along)
+
+    def _integrands(self, batch: Rows, call: slice, kept: Kept) -> Iterator[tuple[tuple[int, int], Tensor]]:
+        """``v_j`` times the tangent of one feature, summed over neurons, ``(rows, neurons)``, by layer and feature."""
+        paths, alphas = batch.paths[call], batch.alphas[call]
+        examples = torch.as_tensor(paths, device=self.engine.path.device) // self.engine.path.per_example
+        held = self.engine.hold(paths, alphas)
+        gradients = self.pull.gradients(held)
+        for layer, v in enumerate(gradients):
+            kept.take(layer, self.pull.rows_first(layer, held.tensors[layer]), v)
+        directions = held.directions
+        push: PushForward = partial(self.engine.push, paths, alphas)
+        if len(self._ways) == 1:
+            push = _through_two_passes(held)
+        del held  # in forward mode its graph is not needed
+        for feature in range(self.features.count):
+            tangents = push(self.features.part(feature, directions, examples))
+            for layer, neurons in enumerate(self.selected):
+                v, tangent = gradients[layer], self.pull.rows_first(layer, tangents[layer])
+                if v is None or tangent is None:
+                    yield (layer, feature), directions[0].new_zeros(len(examples), len(neurons))
+                    continue
+                product = v * tangent
+                yield (layer, feature), torch.stack([neuron.sum(product) for neuron in neurons], 1)
+
+
+def _through_two_passes(held: Held) -> PushForward:
+    """Forward derivatives as the derivative of a pull-back by its cotangent."""
+    there = [n for n, one in enumerate(held.tensors) if one is not None and one.requires_grad]
+    tensors = [one for one in held.tensors if one is not None and one.requires_grad]
+    cotangents = [torch.zeros_like(one, requires_grad=True) for one in tensors]
+    pulled = torch.autograd.grad(tensors, held.leaves, cotangents, create_graph=True, allow_unused=True)
+
+    def push(tangents: Sequence[Tensor]) -> list[Tensor | None]:
+        pairs = [
+            (one, tangent)
+            for one, tangent in zip(pulled, tangents, strict=True)
+            if one is not None and one.requires_grad
+        ]
+        outputs, inputs = zip(*pairs, strict=True)
+        found = torch.autograd.grad(outputs, cotangents, inputs, retain_graph=True, allow_unused=True)
+        result: list[Tensor | None] = [None] * len(held.tensors)
+        for place, tangent in zip(there, found, strict=True):
+            result[place] = tangent
+        return result
+
+    return push
+
+
+def _is_missing_derivative(error: Exception) -> bool:
+    """Whether an operator lacks a forward (or second) derivative; out of memory and the like are not meant."""
+    text = str(error)
+    words = ("forward AD", "forward mode", "jvp", "derivative for", "double backward", "once_differentiable")
+    return isinstance(error, NotImplementedError) or any(word in text for word in words)
