@@ -106,6 +106,40 @@ class GraphView:
         blocked = frozenset(avoiding) - {later, earlier}
         return earlier in _postorder(later, self._leaves, blocked)
 
+    def direct_sources(self, later: Edge | None, points: Collection[Edge]) -> frozenset[Edge]:
+        """Give those of some tensors, and of the leaves, that a tensor depends on directly.
+
+        Parameters
+        ----------
+        later
+            The tensor; None is the output.
+        points
+            Tensors where a way ends.
+
+        Returns
+        -------
+        frozenset
+            The points and leaves from which a way leads to the tensor that crosses no other point.
+        """
+        start = self._root if later is None else later
+        if start is None:
+            return frozenset()
+        ends = frozenset(points) | self._leaves
+        found = set()
+        seen, stack = {start}, [start]
+        while stack:
+            edge = stack.pop()
+            if edge in ends and edge != start:
+                found.add(edge)
+                continue
+            if edge in self._leaves:
+                continue
+            for below in _inputs(edge[0]):
+                if below not in seen:
+                    seen.add(below)
+                    stack.append(below)
+        return frozenset(found)
+
     def kinked_operators(self) -> tuple[str, ...]:
         """Give the sorted names of operators with kinks or jumps between a leaf and the output, each once.
 

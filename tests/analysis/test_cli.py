@@ -61,6 +61,7 @@ def test_demo_writes_a_report_and_says_where(tmp_path: Path, monkeypatch: pytest
     for part in ("images = test_images[:12]", "rtol=0.1", "Top units of relu2", "Top unit of each class in relu2"):
         assert part in text
     total = cd.load(report.with_name("result.safetensors"))
+    assert isinstance(total, cd.TotalConductance)
     assert total.layers == ["conv1", "relu1", "pool1", "conv2", "relu2", "pool2", "flatten", "fc"]
     assert len(total.status) == 12
     assert report.with_name("picture.png").stat().st_size < 200_000
