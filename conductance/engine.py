@@ -63,6 +63,20 @@ class Held:
     leaves: list[Tensor]
     directions: list[Tensor]
 
+    def backward(self) -> tuple[Nodes, list[Tensor | None]]:
+        """F and its slope along the path at every row, and F's gradient at every point; the graph stays."""
+        there = [tensor for tensor in self.tensors if tensor is not None and tensor.requires_grad]
+        wanted = [*self.leaves, *there]
+        found = torch.autograd.grad(self.output.sum(), wanted, retain_graph=True, allow_unused=True)
+        slope = torch.zeros(len(self.output), dtype=wide_dtype(self.output.device), device=self.output.device)
+        for gradient, direction in zip(found, self.directions, strict=False):
+            if gradient is not None:
+                product = gradient.to(slope.dtype) * direction.to(slope.dtype)
+                slope += product.reshape(len(slope), -1).sum(1).to(slope.device)
+        at_points = iter(found[len(self.leaves) :])
+        gradients = [next(at_points) if one is not None and one.requires_grad else None for one in self.tensors]
+        return Nodes(_on_host(self.output), _on_host(slope)), gradients
+
 
 class Engine:
     """Runs rows of a path through a model and serves every hook point.

@@ -12,7 +12,7 @@ from conductance.features import Features
 from conductance.flow_graph import INPUT, Blocked, Wiring
 from conductance.flow_results import REST, Unit
 from conductance.pulling import as_it_is
-from conductance.replay import Increments, Parts, Rows
+from conductance.replay import Increments, Parts, Rows, held_calls
 from conductance.sums import Layout
 from conductance.units import neuron_of, unit_count
 
@@ -102,16 +102,13 @@ class Edges:
 
     def __call__(self, batch: Rows) -> list[Tensor]:
         """Run the rows."""
-        calls = list(batch.calls(self.rows))
-        held = self.engine.hold(batch.paths[calls[0]], batch.alphas[calls[0]])
-        increments = self._increments(batch, calls, held)
         open_: dict[tuple[int, int, int], Parts] = {}
         closed: dict[tuple[int, int, int], Tensor] = {}
-        for call in calls:
-            if call.start:
-                held = self.engine.hold(batch.paths[call], batch.alphas[call])
+        increments: dict[int, Increments] = {}
+        for call, held in held_calls(self.engine, batch, self.rows):
+            increments = increments or self._increments(batch, held)
             for key, parts in self._pulled(batch, call, held, increments):
-                if len(calls) == 1:
+                if call == slice(0, len(batch.paths)):
                     closed[key] = parts.closed()
                 else:
                     open_[key] = open_[key] + parts if key in open_ else parts
@@ -125,14 +122,14 @@ class Edges:
     def _count(self, layer: int) -> int:
         return len(self.columns[layer].labels) if layer < len(self.columns) else 1
 
-    def _increments(self, batch: Rows, calls: Sequence[slice], held: Held) -> dict[int, Increments]:
+    def _increments(self, batch: Rows, held: Held) -> dict[int, Increments]:
         """Increments of every layer over all rows, and of the path itself for the input."""
         activations = [self._activations(held)]
-        for call in calls[1:]:
+        for call in list(batch.calls(self.rows))[1:]:
             activations.append(self._activations(self.engine.hold(batch.paths[call], batch.alphas[call])))
         found = {
-            layer: batch.increments(torch.cat([one[layer] for one in activations]) if len(calls) > 1 else flat)
-            for layer, flat in enumerate(activations[0])
+            layer: batch.increments(torch.cat(parts) if len(parts) > 1 else parts[0])
+            for layer, parts in enumerate(zip(*activations, strict=True))
         }
         return found | {INPUT: batch.along(self.engine.path.device, self.engine.path.dtype)}
 

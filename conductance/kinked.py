@@ -119,12 +119,9 @@ class Kinked:
         table = self.tables[slot]
         order = np.argsort(table["left"], kind="stable")
         nodes = np.append(table["left"][order], table["right"].max())
-        weight = 1.0 - np.clip(table["meeting"][order], 0.0, 1.0)
-        panels = tuple(
-            Panel(k, k + 1, _RISE * np.array([[1.0 - w], [w]]), 0.5 * open_ * _BEND)
-            for k, (w, open_) in enumerate(zip(weight, table["open"][order], strict=True))
-        )
-        return PathRule(nodes, panels, 1.0 + (FEW / len(panels)) ** 2)
+        matrices = zip(*panel_matrices(table["meeting"][order], table["open"][order]), strict=True)
+        panels = tuple(Panel(k, k + 1, value, difference) for k, (value, difference) in enumerate(matrices))
+        return PathRule(nodes, panels, 1.0 + (FEW / len(panels)) ** 2, tangents=True)
 
     def retire(self, slot: int) -> None:
         """Forget a path and free its nodes."""
@@ -256,18 +253,10 @@ class Kinked:
         self, left: Floats, right: Floats, f_left: Floats, f_right: Floats, s_left: Floats, s_right: Floats
     ) -> dict[str, Any]:
         """Columns of panels from what is known of their ends."""
-        width, change, bend = right - left, f_right - f_left, (s_right - s_left) * (right - left)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            meeting = np.where(bend != 0.0, (s_right * width - change) / bend, 0.5)
-        size = np.maximum(np.abs(f_left), np.abs(f_right)) + np.abs(s_left * width) + np.abs(s_right * width)
-        rounding = ROUNDINGS * self.precision * size
-        off = np.minimum(np.abs(change - s_left * width), np.abs(change - s_right * width))
-        at_end = (off <= rounding) & (np.abs(bend) > CONTRAST * rounding)
-        unsure = np.divide(4 * rounding, np.abs(bend), out=np.zeros_like(width), where=at_end)
-        beside = np.where(at_end, np.maximum(BESIDE, unsure), 0.0)
+        width = right - left
+        meeting, open_, beside = tangents(width, f_left, f_right, s_left, s_right, self.precision)
         given = (
-            left, right, f_left, f_right, s_left, s_right, meeting, np.where(at_end, DOUBT, USUAL), np.zeros_like(left),
-            width, beside,
+            left, right, f_left, f_right, s_left, s_right, meeting, open_, np.zeros_like(left), width, beside,
         )  # fmt: skip
         return {name: column.reshape(-1) for name, column in zip(_COLUMNS, given, strict=True)}
 
@@ -280,6 +269,29 @@ class Kinked:
             torch.as_tensor(column, dtype=like.dtype, device=like.device).reshape(shape)
             for column in (weight, 0.5 * columns["open"][rows])
         )
+
+
+def tangents(
+    width: Floats, f_left: Floats, f_right: Floats, s_left: Floats, s_right: Floats, precision: float
+) -> tuple[Floats, Floats, Floats]:
+    """Where the end tangents of F meet in panels, how much of their estimate counts, where to split beside a kink."""
+    change, bend = f_right - f_left, (s_right - s_left) * width
+    with np.errstate(divide="ignore", invalid="ignore"):
+        meeting = np.where(bend != 0.0, (s_right * width - change) / bend, 0.5)
+    size = np.maximum(np.abs(f_left), np.abs(f_right)) + np.abs(s_left * width) + np.abs(s_right * width)
+    rounding = ROUNDINGS * precision * size
+    off = np.minimum(np.abs(change - s_left * width), np.abs(change - s_right * width))
+    at_end = (off <= rounding) & (np.abs(bend) > CONTRAST * rounding)
+    unsure = np.divide(4 * rounding, np.abs(bend), out=np.zeros_like(width), where=at_end)
+    beside = np.where(at_end, np.maximum(BESIDE, unsure), 0.0)
+    return meeting, np.where(at_end, DOUBT, USUAL), beside
+
+
+def panel_matrices(meeting: Floats, open_: Floats) -> tuple[Floats, Floats]:
+    """Value and error of panels as coefficients of gradients (rows) and activations (columns), ``(panels, 2, 2)``."""
+    weight = 1.0 - np.clip(meeting, 0.0, 1.0)
+    value = np.stack([1.0 - weight, weight], 1)[:, :, None] * _RISE
+    return value, 0.5 * open_[:, None, None] * _BEND
 
 
 def _resolvable(table: Table) -> NDArray[np.bool_]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from conductance.engine import Engine, Held
 from conductance.features import Features
-from conductance.replay import Increments, Parts, Rows
+from conductance.replay import Parts, Rows, held_calls
 from conductance.units import Neuron
 
 
@@ -39,22 +39,20 @@ class Pull:
 
     def __call__(self, batch: Rows) -> list[Tensor]:
         """Run the rows."""
-        calls = list(batch.calls(self.rows))
-        along = batch.along(self.engine.path.device, self.engine.path.dtype)
         open_: dict[tuple[int, int], Parts] = {}
         closed: dict[tuple[int, int], Tensor] = {}
-        kept = Kept(self.selected)
-        for call in calls:
-            held = self.engine.hold(batch.paths[call], batch.alphas[call])
+        kept = Kept(self.selected, self.engine)
+        for call, held in held_calls(self.engine, batch, self.rows):
+            along = batch.along(self.engine.path.device, self.engine.path.dtype)
             gradients = self.gradients(held)
+            whole = call == slice(0, len(batch.paths))
             for layer in range(len(self.selected)):
                 tensor = self.rows_first(layer, held.tensors[layer])
                 kept.take(layer, tensor, gradients[layer])
-                for number, integrand in enumerate(
-                    self._integrands(layer, tensor, gradients[layer], held, batch, call)
-                ):
+                integrands = self._integrands(layer, tensor, gradients[layer], held, batch, call)
+                for number, integrand in enumerate(integrands):
                     parts, key = along.integrate(integrand, as_it_is, call.start), (layer, number)
-                    if len(calls) == 1:
+                    if whole:
                         closed[key] = parts.closed()
                     else:
                         open_[key] = open_[key] + parts if key in open_ else parts
@@ -63,7 +61,7 @@ class Pull:
             torch.cat([closed[layer, number] for number in range(len(neurons))], 2)
             for layer, neurons in enumerate(self.selected)
         ]
-        return values + kept.totals(batch, along)
+        return values + kept.totals(batch)
 
     def _integrands(
         self, layer: int, tensor: Tensor | None, v: Tensor | None, held: Held, batch: Rows, call: slice
@@ -82,12 +80,7 @@ class Pull:
 
     def gradients(self, held: Held) -> list[Tensor | None]:
         """``v`` of each layer, ``(rows, …)``; None where the target does not depend on it."""
-        there = [tensor for tensor in held.tensors if tensor is not None and tensor.requires_grad]
-        if not there:
-            return [None] * len(held.tensors)
-        found = iter(torch.autograd.grad(held.output.sum(), there, retain_graph=True, allow_unused=True))
-        gradients = [next(found) if one is not None and one.requires_grad else None for one in held.tensors]
-        return [self.rows_first(layer, one) for layer, one in enumerate(gradients)]
+        return [self.rows_first(layer, one) for layer, one in enumerate(held.backward()[1])]
 
     def _moved(self, pulled: Sequence[Tensor | None], held: Held, examples: Tensor) -> Tensor:
         moved = [
@@ -105,22 +98,24 @@ class Pull:
 class Kept:
     """Activations and gradients of the rows of some calls, for the total conductance of neurons on the same nodes."""
 
-    def __init__(self, selected: Sequence[list[Neuron]]) -> None:
+    def __init__(self, selected: Sequence[list[Neuron]], engine: Engine) -> None:
         self.selected = selected
+        self.device, self.dtype = engine.path.device, engine.path.dtype
         self._pairs: list[list[tuple[Tensor, Tensor] | None]] = [[] for _ in selected]
 
     def take(self, layer: int, tensor: Tensor | None, v: Tensor | None) -> None:
         """Keep the next rows of a layer."""
         self._pairs[layer].append(None if tensor is None or v is None else (tensor.detach(), v))
 
-    def totals(self, batch: Rows, along: Increments) -> list[Tensor]:
+    def totals(self, batch: Rows) -> list[Tensor]:
         """Total conductance of the neurons of each layer."""
-        return [self._total(layer, batch, along) for layer in range(len(self.selected))]
+        return [self._total(layer, batch) for layer in range(len(self.selected))]
 
-    def _total(self, layer: int, batch: Rows, along: Increments) -> Tensor:
+    def _total(self, layer: int, batch: Rows) -> Tensor:
         neurons = self.selected[layer]
         pairs = [pair for pair in self._pairs[layer] if pair is not None]
         if len(pairs) < len(self._pairs[layer]):
+            along = batch.along(self.device, self.dtype)
             nothing = along.value.new_zeros(len(batch.paths), len(neurons))
             return along.integrate(nothing, as_it_is).closed()
         tensor, v = (torch.cat(side) if len(side) > 1 else side[0] for side in zip(*pairs, strict=True))

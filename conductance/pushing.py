@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from conductance.engine import Engine, Held
 from conductance.features import Features
 from conductance.pulling import Kept, Pull, as_it_is
-from conductance.replay import Parts, Rows
+from conductance.replay import Parts, Rows, held_calls
 from conductance.units import Neuron
 
 #: One pass that gives the tangent of each layer from the tangents of the leaves.
@@ -84,15 +84,14 @@ class Push:
             torch.backends.mha.set_fastpath_enabled(fast)
 
     def _run(self, batch: Rows) -> list[Tensor]:
-        calls = list(batch.calls(self.rows))
-        along = batch.along(self.engine.path.device, self.engine.path.dtype)
         open_: dict[tuple[int, int], Parts] = {}
         closed: dict[tuple[int, int], Tensor] = {}
-        kept = Kept(self.selected)
-        for call in calls:
-            for key, integrand in self._integrands(batch, call, kept):
+        kept = Kept(self.selected, self.engine)
+        for call, held in held_calls(self.engine, batch, self.rows):
+            along = batch.along(self.engine.path.device, self.engine.path.dtype)
+            for key, integrand in self._integrands(batch, call, held, kept):
                 parts = along.integrate(integrand, as_it_is, call.start)
-                if len(calls) == 1:
+                if call == slice(0, len(batch.paths)):
                     closed[key] = parts.closed()
                 else:
                     open_[key] = open_[key] + parts if key in open_ else parts
@@ -101,13 +100,12 @@ class Push:
         for layer in range(len(self.selected)):
             by_feature = torch.stack([closed[layer, feature] for feature in range(self.features.count)], 3)
             values.append(by_feature.flatten(2))
-        return values + kept.totals(batch, along)
+        return values + kept.totals(batch)
 
-    def _integrands(self, batch: Rows, call: slice, kept: Kept) -> Iterator[tuple[tuple[int, int], Tensor]]:
+    def _integrands(self, batch: Rows, call: slice, held: Held, kept: Kept) -> Iterator[tuple[tuple[int, int], Tensor]]:
         """``v_j`` times the tangent of one feature, summed over neurons, ``(rows, neurons)``, by layer and feature."""
         paths, alphas = batch.paths[call], batch.alphas[call]
         examples = torch.as_tensor(paths, device=self.engine.path.device) // self.engine.path.per_example
-        held = self.engine.hold(paths, alphas)
         gradients = self.pull.gradients(held)
         for layer, v in enumerate(gradients):
             kept.take(layer, self.pull.rows_first(layer, held.tensors[layer]), v)

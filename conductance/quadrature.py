@@ -181,11 +181,15 @@ class PathRule:
         Panels in order, each from the last node of the one before.
     credit
         Factor on the summed local estimates.
+    tangents
+        Whether panels are weighed by where the end tangents of F meet: then their matrices hold for one run alone,
+        since nodes lie on kinks, where rounding chooses the side that the gradient is taken from.
     """
 
     nodes: Array
     panels: tuple[Panel, ...]
     credit: float
+    tangents: bool = False
 
 
 def level_panel(start: int, level: int) -> Panel:

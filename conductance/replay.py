@@ -8,8 +8,8 @@ moment it exists, and is never stored. Straight integrals ``∫ g da`` are the c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -17,7 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from conductance.quadrature import PathRule
+from conductance.engine import Engine, Held, Nodes
+from conductance.kinked import panel_matrices, tangents
+from conductance.quadrature import Panel, PathRule
 from conductance.sums import SPREAD, wide_dtype, work_dtype
 
 #: Sums ``(n, elements)`` over groups of elements: ``(n, groups)``.
@@ -80,23 +82,29 @@ def packed(rules: Mapping[int, PathRule], rows: int) -> Iterator[list[Piece]]:
 
 @dataclass(frozen=True)
 class _Alike:
-    """Panels of equal size: rows ``(panels, nodes)``, places of their examples, matrices."""
+    """Panels of equal size: rows ``(panels, nodes)``, places of their examples, matrices, factor on the estimate."""
 
     rows: NDArray[np.int64]
     slots: NDArray[np.int64]
     value: NDArray[np.float64]
     difference: NDArray[np.float64]
     before: NDArray[np.float64] | None
+    credit: NDArray[np.float64]
+    tangents: NDArray[np.bool_]
 
 
-_Entry: TypeAlias = tuple[NDArray[np.int64], int, list[NDArray[np.float64]]]
+_Entry: TypeAlias = tuple[NDArray[np.int64], int, Panel, PathRule]
 
 
 def _alike(panels: list[_Entry], per_example: int) -> _Alike:
-    matrices = zip(*(entry[2] for entry in panels), strict=True)
-    value, difference, *before = (np.stack(kind) / per_example for kind in matrices)
     rows, slots = np.stack([entry[0] for entry in panels]), np.array([entry[1] for entry in panels])
-    return _Alike(rows, slots, value, difference, before[0] if before else None)
+    credit = np.array([rule.credit for *_, rule in panels])
+    factor = credit[:, None, None] / per_example
+    value = np.stack([panel.value for _, _, panel, _ in panels]) / per_example
+    difference = np.stack([panel.difference for _, _, panel, _ in panels]) * factor
+    before = [panel.before for _, _, panel, _ in panels if panel.before is not None]
+    meeting = np.array([rule.tangents for *_, rule in panels])
+    return _Alike(rows, slots, value, difference, np.stack(before) * factor if before else None, credit, meeting)
 
 
 class Rows:
@@ -134,12 +142,33 @@ class Rows:
             slot = place[piece.path // per_example]
             for panel in piece.rule.panels[piece.start : piece.stop]:
                 rows = first + np.arange(panel.start, panel.stop + 1, dtype=np.int64) - begin
-                credit = piece.rule.credit
-                matrices = [panel.value, credit * panel.difference]
-                matrices += [] if panel.before is None else [credit * panel.before]
-                found.setdefault((len(rows), panel.before is None), []).append((rows, slot, matrices))
+                entry = (rows, slot, panel, piece.rule)
+                found.setdefault((len(rows), panel.before is None), []).append(entry)
             first += len(piece.nodes)
         return [_alike(panels, per_example) for panels in found.values()]
+
+    @property
+    def settled(self) -> bool:
+        """Whether the weights of all panels are known; otherwise `settle` has to be told F and its slope."""
+        return not any(one.tangents.any() for one in self._alike)
+
+    def settle(self, nodes: Sequence[Nodes], dtype: torch.dtype) -> None:
+        """Weigh panels by where the end tangents of F meet in these very rows, computed in a precision."""
+        output, slope = (np.concatenate([getattr(one, name) for one in nodes]) for name in ("output", "slope"))
+        for number, one in enumerate(self._alike):
+            if not one.tangents.any():
+                continue
+            width = np.diff(self.alphas[one.rows])[:, 0]
+            f, s = output[one.rows], slope[one.rows]
+            meeting, open_, _ = tangents(width, f[:, 0], f[:, 1], s[:, 0], s[:, 1], torch.finfo(dtype).eps / 2)
+            value, difference = panel_matrices(meeting, open_)
+            old = one.tangents[:, None, None]
+            self._alike[number] = replace(
+                one,
+                value=np.where(old, value / self._per_example, one.value),
+                difference=np.where(old, one.credit[:, None, None] * difference / self._per_example, one.difference),
+                tangents=np.zeros_like(one.tangents),
+            )
 
     @property
     def complete(self) -> list[int]:
@@ -252,6 +281,22 @@ class Parts:
             for row, one in enumerate([fine, fine * fine, fine.abs(), *(one.abs() for one in coarse)], 1):
                 result[row].index_add_(0, slots, one)
         return result
+
+
+def held_calls(engine: Engine, batch: Rows, rows: int) -> Iterator[tuple[slice, Held]]:
+    """Run rows forward in calls of at most ``rows`` rows, with all their panels weighed."""
+    calls = list(batch.calls(rows))
+    if len(calls) == 1:
+        held = engine.hold(batch.paths, batch.alphas)
+        if not batch.settled:
+            batch.settle([held.backward()[0]], engine.path.dtype)
+        yield calls[0], held
+        return
+    if not batch.settled:
+        found = [engine.hold(batch.paths[call], batch.alphas[call]).backward()[0] for call in calls]
+        batch.settle(found, engine.path.dtype)
+    for call in calls:
+        yield call, engine.hold(batch.paths[call], batch.alphas[call])
 
 
 @dataclass
