@@ -5,6 +5,8 @@ Which internal units carry a prediction, from which inputs, and how sure is that
 
 from conductance import hooks
 from conductance.errors import ConductanceError, ConvergenceWarning
+from conductance.flow import conductance_flow
+from conductance.flow_results import ConductanceFlow
 from conductance.loading import load
 from conductance.neuron import neuron_conductance
 from conductance.neuron_results import NeuronConductance
@@ -13,11 +15,13 @@ from conductance.total import total_conductance
 
 __all__ = [
     "ConductanceError",
+    "ConductanceFlow",
     "ConvergenceWarning",
     "LayerInfo",
     "NeuronConductance",
     "TotalConductance",
     "concatenate",
+    "conductance_flow",
     "hooks",
     "load",
     "neuron_conductance",

@@ -181,15 +181,16 @@ class PathRule:
         Panels in order, each from the last node of the one before.
     credit
         Factor on the summed local estimates.
-    tangents
-        Whether panels are weighed by where the end tangents of F meet: then their matrices hold for one run alone,
-        since nodes lie on kinks, where rounding chooses the side that the gradient is taken from.
+    straight
+        Where panels are weighed by where the end tangents of F meet: whether the gradient was the same at both ends
+        of each. The matrices then hold for the run they come from alone, since nodes lie on kinks, where rounding
+        chooses the side that the gradient is taken from; but what was straight can have no kink inside.
     """
 
     nodes: Array
     panels: tuple[Panel, ...]
     credit: float
-    tangents: bool = False
+    straight: NDArray[np.bool_] | None = None
 
 
 def level_panel(start: int, level: int) -> Panel:

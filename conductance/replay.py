@@ -91,6 +91,7 @@ class _Alike:
     before: NDArray[np.float64] | None
     credit: NDArray[np.float64]
     tangents: NDArray[np.bool_]
+    straight: NDArray[np.bool_]
 
 
 _Entry: TypeAlias = tuple[NDArray[np.int64], int, Panel, PathRule]
@@ -103,8 +104,9 @@ def _alike(panels: list[_Entry], per_example: int) -> _Alike:
     value = np.stack([panel.value for _, _, panel, _ in panels]) / per_example
     difference = np.stack([panel.difference for _, _, panel, _ in panels]) * factor
     before = [panel.before for _, _, panel, _ in panels if panel.before is not None]
-    meeting = np.array([rule.tangents for *_, rule in panels])
-    return _Alike(rows, slots, value, difference, np.stack(before) * factor if before else None, credit, meeting)
+    meet = np.array([rule.straight is not None for *_, rule in panels])
+    straight = np.array([rule.straight is not None and bool(rule.straight[p.start]) for *_, p, rule in panels])
+    return _Alike(rows, slots, value, difference, np.stack(before) * factor if before else None, credit, meet, straight)
 
 
 class Rows:
@@ -160,8 +162,9 @@ class Rows:
                 continue
             width = np.diff(self.alphas[one.rows])[:, 0]
             f, s = output[one.rows], slope[one.rows]
-            meeting, open_, _ = tangents(width, f[:, 0], f[:, 1], s[:, 0], s[:, 1], torch.finfo(dtype).eps / 2)
-            value, difference = panel_matrices(meeting, open_)
+            meeting, open_, beside = tangents(width, f[:, 0], f[:, 1], s[:, 0], s[:, 1], torch.finfo(dtype).eps / 2)
+            exact = one.straight & (beside > 0.0)  # the kink at its end, on its other side in the run before
+            value, difference = panel_matrices(meeting, np.where(exact, 0.0, open_))
             old = one.tangents[:, None, None]
             self._alike[number] = replace(
                 one,
