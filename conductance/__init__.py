@@ -12,6 +12,8 @@ from conductance.neuron import neuron_conductance
 from conductance.neuron_results import NeuronConductance
 from conductance.results import LayerInfo, TotalConductance, concatenate
 from conductance.total import total_conductance
+from conductance.weight_results import WeightConductance
+from conductance.weights import weight_conductance
 
 __all__ = [
     "ConductanceError",
@@ -20,10 +22,12 @@ __all__ = [
     "LayerInfo",
     "NeuronConductance",
     "TotalConductance",
+    "WeightConductance",
     "concatenate",
     "conductance_flow",
     "hooks",
     "load",
     "neuron_conductance",
     "total_conductance",
+    "weight_conductance",
 ]

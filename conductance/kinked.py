@@ -121,7 +121,7 @@ class Kinked:
         nodes = np.append(table["left"][order], table["right"].max())
         matrices = zip(*panel_matrices(table["meeting"][order], table["open"][order]), strict=True)
         panels = tuple(Panel(k, k + 1, value, difference) for k, (value, difference) in enumerate(matrices))
-        straight = (table.local[order] <= CONTRAST * self.precision * table.magnitude).all(1)
+        straight = np.all(table.local[order] <= CONTRAST * self.precision * table.magnitude, axis=1)
         return PathRule(nodes, panels, 1.0 + (FEW / len(panels)) ** 2, straight)
 
     def retire(self, slot: int) -> None:

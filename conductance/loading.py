@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
-from conductance import _files, flow_results, neuron_results, results
+from conductance import _files, flow_results, neuron_results, results, weight_results
 from conductance.flow_results import ConductanceFlow
 from conductance.neuron_results import NeuronConductance
 from conductance.results import TotalConductance
+from conductance.weight_results import WeightConductance
 
-Result: TypeAlias = TotalConductance | NeuronConductance | ConductanceFlow
+Result: TypeAlias = TotalConductance | NeuronConductance | ConductanceFlow | WeightConductance
 
-_KINDS: dict[str, type[TotalConductance] | type[NeuronConductance] | type[ConductanceFlow]] = {
-    results.FORMAT: TotalConductance,
-    neuron_results.FORMAT: NeuronConductance,
-    flow_results.FORMAT: ConductanceFlow,
+_KINDS: dict[str, Callable[[str | Path], Result]] = {
+    results.FORMAT: TotalConductance.load,
+    neuron_results.FORMAT: NeuronConductance.load,
+    flow_results.FORMAT: ConductanceFlow.load,
+    weight_results.FORMAT: WeightConductance.load,
 }
 
 
@@ -43,4 +46,4 @@ def load(path: str | Path) -> Result:
     if kind not in _KINDS:
         msg = f"{path} has the format {kind!r}, expected one of {', '.join(_KINDS)}: another kind of file."
         raise ValueError(msg)
-    return _KINDS[kind].load(path)
+    return _KINDS[kind](path)

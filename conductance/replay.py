@@ -184,14 +184,19 @@ class Rows:
         """How many of the rows belong to an example."""
         return int((self.paths // self._per_example == example).sum())
 
+    @property
+    def closes(self) -> bool:
+        """Whether no example is left half done."""
+        return self.pieces[-1].path // self._per_example in self.complete
+
     def calls(self, rows: int) -> Iterator[slice]:
         """Cut them into calls of at most ``rows`` rows: one, unless a panel has more nodes than that."""
         for first in range(0, len(self.paths), rows):
             yield slice(first, min(first + rows, len(self.paths)))
 
-    def increments(self, activation: Tensor) -> Increments:
+    def increments(self, activation: Tensor, *, with_error: bool = False) -> Increments:
         """What each row's gradient is multiplied with, from the activation ``(rows, elements)`` of all rows."""
-        return Increments(self._alike, activation, len(self.examples))
+        return Increments(self._alike, activation, len(self.examples), with_error=with_error)
 
     def along(self, device: torch.device, dtype: torch.dtype) -> Increments:
         """The same for integrals over the path itself."""
@@ -206,11 +211,14 @@ class Increments:
     ----------
     value
         ``U_k = Σ_l A_kl y_l`` of each row, ``(rows, elements)``.
+    error
+        The same for the estimated error, signed, if it was asked for.
     """
 
-    def __init__(self, alike: list[_Alike], activation: Tensor, examples: int) -> None:
+    def __init__(self, alike: list[_Alike], activation: Tensor, examples: int, *, with_error: bool = False) -> None:
         y = activation.to(work_dtype(activation.dtype))
         self.value = torch.zeros_like(y)
+        self.error = torch.zeros_like(y) if with_error else None
         self.examples = examples
         self._panels: list[tuple[Tensor, Tensor, list[Tensor]]] = []
         self._slot = torch.zeros(len(y), dtype=torch.int64, device=y.device)
@@ -222,6 +230,8 @@ class Increments:
             value, *errors = (torch.bmm(torch.as_tensor(m, device=y.device).to(y.dtype), rise) for m in matrices)
             self.value.index_add_(0, rows.reshape(-1), value.reshape(-1, y.shape[1]))
             self._slot[rows.reshape(-1)] = slots.repeat_interleave(rows.shape[1])
+            if self.error is not None:
+                self.error.index_add_(0, rows.reshape(-1), errors[0].reshape(-1, y.shape[1]))
             self._panels.append((rows, slots, errors))
 
     def integrate(self, gradient: Tensor, group: Grouping, first: int = 0) -> Parts:
