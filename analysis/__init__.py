@@ -3,6 +3,7 @@
 from conductance.analysis.graph import compare_graphs, flow_graph
 from conductance.analysis.graph_files import read_graph, write_graph
 from conductance.analysis.graph_paths import FlowPath, backbone, strongest_paths
+from conductance.analysis.plot_graph import plot_flow_graph
 from conductance.analysis.plots import plot_layer_bars, plot_top_units, plot_unit_map
 from conductance.analysis.ranking import layer_importance, rank_units
 from conductance.analysis.report import write_report
@@ -14,6 +15,7 @@ __all__ = [
     "compare_graphs",
     "flow_graph",
     "layer_importance",
+    "plot_flow_graph",
     "plot_layer_bars",
     "plot_top_units",
     "plot_unit_map",

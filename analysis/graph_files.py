@@ -198,13 +198,14 @@ def _from_graphml(text: str, path: Path) -> "nx.DiGraph":
 
 def _written(data: dict[str, Any], standard: tuple[str, ...]) -> dict[str, Any]:
     numbers = {name: str(data[name]) for name in standard if name in _NUMBERS and not isfinite(data[name])}
+    written = {name: data[name] for name in standard} | numbers
     more = _more(data, standard)
-    return {name: data[name] for name in standard} | numbers | ({"more": more} if more else {})
+    return {**written, "more": more} if more else written
 
 
 def _restored(data: dict[str, Any]) -> dict[str, Any]:
     more = data.pop("more", {})
-    restored = {name: float(x) if name in _NUMBERS else x for name, x in data.items()} | more
+    restored = {**{name: float(x) if name in _NUMBERS else x for name, x in data.items()}, **more}
     if "position" in restored:
         x, y = restored["position"]
         restored["position"] = (x, y)

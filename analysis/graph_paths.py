@@ -149,10 +149,11 @@ def backbone(graph: "nx.DiGraph", share: float = 0.8) -> "nx.DiGraph":
 
     The flow is taken apart into paths: the path with the largest bottleneck is taken first, its bottleneck is
     subtracted from ``|flow|`` of each of its edges, and so on until nothing can reach the target. The bottlenecks
-    together are all that flows from the sources to the target; where all flows are positive, that is the change of
-    the output. The backbone is the first of these paths, as many as carry ``share`` of it. So every edge of
-    it lies on a path from a source to the target, and a backbone of a larger share contains those of all smaller
-    ones. It is small, but not always the smallest graph possible: that one is hard to find.
+    together are what flows from the sources to the target: the change of the output where all flows are positive;
+    where units pull against each other it may fall a little short of the most that could pass. The backbone is
+    the first of these paths, as many as carry ``share`` of it. So every edge of it lies on a path from a source to
+    the target, and a backbone of a larger share contains those of all smaller ones. It is small, but not always
+    the smallest graph possible: that one is hard to find.
 
     Parameters
     ----------

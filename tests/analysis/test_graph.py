@@ -14,7 +14,7 @@ from conductance.analysis import backbone, compare_graphs, flow_graph, strongest
 from conductance.analysis._linear_flow import linear_flow
 from conductance.analysis.graph import GAP_LAYERS
 from conductance.flow_results import SINK, SOURCE
-from tests.analysis.flows import EXAMPLES, INPUTS, LAYERS, random_flow
+from tests.analysis.flows import EXAMPLES, INPUTS, LAYERS, SKIPS, random_flow
 
 TARGET = (SINK, "target")
 seeds = st.integers(0, 2**32)
@@ -46,8 +46,7 @@ def assert_balances(graph: nx.DiGraph) -> None:
 @settings(max_examples=25, deadline=None)
 @given(seeds, st.lists(st.sampled_from(["ok", "jump", "gradient", "budget"]), min_size=1, max_size=5), st.booleans())
 def test_every_graph_balances(seed: int, status: list[str], skips: bool) -> None:
-    some = {} if skips else {"skips": ()}
-    flow = random_flow(seed, examples=len(status), status=status, gap=0.2, **some)
+    flow = random_flow(seed, examples=len(status), status=status, gap=0.2, skips=SKIPS if skips else ())
     assert_balances(flow_graph(flow))
     assert_balances(flow_graph(flow, len(status) - 1))
 
@@ -173,7 +172,8 @@ def test_wrong_arguments_say_what_is_wrong() -> None:
         flow_graph(flow, [True, False])
     with pytest.raises(TypeError, match="must be integers, a slice or a mask of booleans, got 'a'"):
         flow_graph(flow, "a")  # type: ignore[arg-type]
-    for nothing in ([], slice(2, 2), torch.zeros(4, dtype=torch.bool)):
+    nothings: list[Any] = [[], slice(2, 2), torch.zeros(4, dtype=torch.bool)]
+    for nothing in nothings:
         with pytest.raises(ValueError, match=r"No example is chosen: example is .*; expected at least one of 4"):
             flow_graph(flow, nothing)
 
@@ -185,6 +185,7 @@ def test_graphs_are_compared_edge_by_edge() -> None:
     a, b = flow_graph(random_flow(1, gap=0.0), 0), flow_graph(random_flow(2, gap=0.0), [1, 2])
     table = compare_graphs(a, b)
     assert len(table) == a.number_of_edges()
+    row: Any
     for row in table.itertuples():
         edge = (row.from_layer, row.from_unit), (row.to_layer, row.to_unit)
         assert (row.flow_a, row.flow_b) == (a.edges[edge]["flow"], b.edges[edge]["flow"])
@@ -196,7 +197,7 @@ def test_graphs_are_compared_edge_by_edge() -> None:
 def test_what_only_one_graph_has_counts_as_nothing() -> None:
     layers: dict[str, Any] = {**LAYERS, "head": [1, 9]}
     a, b = flow_graph(random_flow(1, gap=0.0)), flow_graph(random_flow(1, gap=0.0, layers=layers))
-    table = compare_graphs(a, b).set_index(["to_layer", "to_unit"])
+    table: Any = compare_graphs(a, b).set_index(["to_layer", "to_unit"])
     assert (table.loc[("head", 9), "flow_a"] == 0).all()
     assert (table.loc[("head", 4), "flow_b"] == 0).all()
     np.testing.assert_array_equal(table.loc[("head", 4), "flow_a"], -table.loc[("head", 4), "difference"])
