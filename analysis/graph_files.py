@@ -225,7 +225,7 @@ def _more_text(data: dict[str, Any], standard: tuple[str, ...]) -> dict[str, str
 def _node(key: Any) -> Node:
     """Make the key of a node from its JSON."""
     layer, unit = key
-    if not isinstance(layer, str) or isinstance(unit, bool) or not isinstance(unit, str | int):
+    if isinstance(unit, bool) or not isinstance(unit, str | int):
         msg = f"{key!r} is no [layer, unit]"
         raise ValueError(msg)
     return layer, unit

@@ -241,7 +241,7 @@ def _left_out(graph: "nx.DiGraph", shown: Shown, min_share: float, letters: int)
 
 def _width(ax: "Axes") -> float:
     """Width of the axes in points."""
-    figure = ax.get_figure(root=True)
+    figure = ax.get_figure()
     return float(72 * ax.get_window_extent().width / figure.dpi) if figure else 360.0
 
 

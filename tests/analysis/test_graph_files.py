@@ -160,6 +160,19 @@ def test_a_damaged_file_is_said(tmp_path: Path, suffix: str) -> None:
             read_graph(path)
 
 
+@pytest.mark.parametrize("key", [["h", True], ["h", 1.5], ["h", None], [7, 0], ["h"], "h", ["g", 0], ["h", "0"]])
+def test_keys_that_are_no_nodes_are_said(tmp_path: Path, key: Any) -> None:
+    path = tmp_path / "graph.json"
+    write_graph(flow_graph(linear_flow()), path)
+    whole = path.read_text()
+    for what, which in (("nodes", "id"), ("edges", "source"), ("edges", "target")):
+        document = json.loads(whole)
+        document[what][2][which] = key
+        path.write_text(json.dumps(document))
+        with pytest.raises(ValueError, match=r"not a complete \.json file of a flow graph"):
+            read_graph(path)
+
+
 def test_files_of_other_kinds_and_versions_are_refused(tmp_path: Path) -> None:
     graphml, plain = tmp_path / "graph.graphml", tmp_path / "graph.json"
     nx.write_graphml(nx.path_graph(3, nx.DiGraph), graphml)

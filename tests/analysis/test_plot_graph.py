@@ -55,7 +55,7 @@ def large_graph() -> nx.DiGraph:
 
 
 def boxes(ax: Axes, texts: Any) -> list[Any]:
-    figure = ax.get_figure(root=True)
+    figure = ax.get_figure()
     assert figure is not None
     figure.canvas.draw()
     return [text.get_window_extent() for text in texts]
@@ -184,7 +184,7 @@ def test_given_axes_are_used_and_no_setting_is_changed() -> None:
 def test_labels_of_a_large_graph_are_whole_and_apart(style: str) -> None:
     with plt.style.context(style):
         ax = plot_flow_graph(large_graph())
-        figure = ax.get_figure(root=True)
+        figure = ax.get_figure()
         names, units = (boxes(ax, texts) for texts in (ax.get_xticklabels(), ax.texts))
     assert_apart(names)
     assert_apart(units)
@@ -205,7 +205,7 @@ def test_many_rows_keep_their_labels_apart() -> None:
     graph = flow_graph(random_flow(inputs=60, layers={"hidden": [1, 2]}, skips=()))
     ax = plot_flow_graph(graph, min_share=0.0)
     assert_apart(boxes(ax, ax.texts))
-    figure = ax.get_figure(root=True)
+    figure = ax.get_figure()
     assert figure is not None
     assert figure.bbox.height / figure.dpi < 20
 
@@ -213,7 +213,7 @@ def test_many_rows_keep_their_labels_apart() -> None:
 def test_names_are_drawn_as_they_are_and_long_units_cut() -> None:
     layers: dict[str, Any] = {"cost$a$": ["$b$", "a group with a long name"], r"no$\formula$": [1]}
     ax = plot_flow_graph(flow_graph(random_flow(layers=layers, skips=())))
-    figure = ax.get_figure(root=True)
+    figure = ax.get_figure()
     assert figure is not None
     figure.canvas.draw()
     labels = ax.get_xticklabels()
