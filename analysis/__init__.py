@@ -1,18 +1,30 @@
 """Rankings, graphs, ablations, pruning, pictures and reports made from conductance results."""
 
+from conductance.analysis.graph import compare_graphs, flow_graph
+from conductance.analysis.graph_files import read_graph, write_graph
+from conductance.analysis.graph_paths import FlowPath, backbone, strongest_paths
+from conductance.analysis.plot_graph import plot_flow_graph
 from conductance.analysis.plots import plot_layer_bars, plot_top_units, plot_unit_map
 from conductance.analysis.ranking import layer_importance, rank_units
 from conductance.analysis.report import write_report
 from conductance.analysis.responses import strongest_examples, top_unit_by_group, unit_map
 
 __all__ = [
+    "FlowPath",
+    "backbone",
+    "compare_graphs",
+    "flow_graph",
     "layer_importance",
+    "plot_flow_graph",
     "plot_layer_bars",
     "plot_top_units",
     "plot_unit_map",
     "rank_units",
+    "read_graph",
     "strongest_examples",
+    "strongest_paths",
     "top_unit_by_group",
     "unit_map",
+    "write_graph",
     "write_report",
 ]

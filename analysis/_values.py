@@ -67,11 +67,11 @@ def check_result(result: object) -> None:
         raise TypeError(msg)
 
 
-def check_top(top: object) -> None:
+def check_top(top: object, name: str = "top") -> None:
     """Refuse a number of rows that is not a whole number of at least 1."""
     if isinstance(top, bool) or not isinstance(top, int | np.integer):
-        msg = f"top must be a whole number of at least 1, got {top!r}."
+        msg = f"{name} must be a whole number of at least 1, got {top!r}."
         raise TypeError(msg)
     if top < 1:
-        msg = f"top must be at least 1, got {top}."
+        msg = f"{name} must be at least 1, got {top}."
         raise ValueError(msg)

@@ -19,7 +19,7 @@ def select(
     result: "TotalConductance", examples: int | slice | Sequence[int] | Sequence[bool] | Tensor
 ) -> "TotalConductance":
     """Keep some examples."""
-    chosen = _as_indices(examples, len(result.status))
+    chosen = as_indices(examples, len(result.status))
     return _replace_examples(result, lambda value: _pick(value, chosen))
 
 
@@ -66,11 +66,15 @@ def _replace_examples(result: "TotalConductance", change: Callable[[Any], Any]) 
     return replace(result, **changed)
 
 
-def _as_indices(examples: int | slice | Sequence[int] | Sequence[bool] | Tensor, batch: int) -> list[int]:
+def as_indices(examples: int | slice | Sequence[int] | Sequence[bool] | Tensor, batch: int) -> list[int]:
     """Write a choice of examples as a list of indices from 0."""
     if isinstance(examples, slice):
         return list(range(batch)[examples])
-    chosen = torch.as_tensor(examples)
+    try:
+        chosen = torch.as_tensor(examples)
+    except (TypeError, ValueError, RuntimeError) as error:
+        msg = f"examples must be integers, a slice or a mask of booleans, got {examples!r}."
+        raise TypeError(msg) from error
     if chosen.dtype == torch.bool:
         if chosen.shape != (batch,):
             msg = f"A mask needs one entry for each of {batch} examples, got the shape {tuple(chosen.shape)}."
