@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from conductance.errors import ConductanceError
 from conductance.hooks import HookPoint, PointInfo, capture
-from conductance.path import StraightPath
+from conductance.path import Rows, StraightPath
 from conductance.targets import TargetFunction
 
 #: Receives the number of the point, its activation and its gradient, both (rows, …) with the batch axis first.
@@ -94,9 +94,8 @@ class Engine:
             F and its slope along the path at every row.
         """
         device = self.path.device
-        which = torch.as_tensor(paths, device=device)
+        which, rows = self._rows(paths, alphas)
         wide = torch.float32 if device.type == "mps" else torch.float64
-        rows = self.path.rows(which, torch.as_tensor(alphas).to(device=device, dtype=wide))
 
         def deliver(point: HookPoint, activation: Tensor, gradient: Tensor) -> None:
             number = self._numbers.get(point)
@@ -123,6 +122,20 @@ class Engine:
             consumer(number, leaf.detach(), gradient)
         return Nodes(_on_host(output), _on_host(slope))
 
+    def forward(self, paths: NDArray[np.int64], alphas: NDArray[np.float64]) -> NDArray[np.float64]:
+        """F of rows that are run forward only, ``(rows,)``; with gradients on, so that the same kernels run."""
+        which, rows = self._rows(paths, alphas)
+        output = self.target(self.model(*rows.args, **rows.kwargs), which // self.path.per_example)
+        check_rows(output, len(paths))
+        return _on_host(output)
+
+    def _rows(self, paths: NDArray[np.int64], alphas: NDArray[np.float64]) -> tuple[Tensor, Rows]:
+        """Path of each row, and the rows."""
+        device = self.path.device
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        which = torch.as_tensor(paths, device=device)
+        return which, self.path.rows(which, torch.as_tensor(alphas).to(device=device, dtype=wide))
+
     def diagnose(self, paths: NDArray[np.int64], alphas: NDArray[np.float64]) -> str:
         """Say where NaN or infinity first appears on rows known to hold one; a sentence for an error."""
         forward: list[str] = []
@@ -136,8 +149,7 @@ class Engine:
             if not bool(torch.isfinite(tensor).all()):
                 backward.append(point.name)
 
-        which = torch.as_tensor(paths, device=self.path.device)
-        rows = self.path.rows(which, torch.as_tensor(alphas, device=self.path.device, dtype=self.path.dtype))
+        which, rows = self._rows(paths, alphas)
         points = list(self._numbers)
         with capture(self._modules, points, gradient, clone=self._clone, on_activation=activation):
             output = self.target(self.model(*rows.args, **rows.kwargs), which // self.path.per_example)

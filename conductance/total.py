@@ -121,7 +121,9 @@ def total_conductance(
     error is above its ``unit_error`` for about one unit in twenty.
 
     Where the model has kinks the ends of the path are taken 1e-12 of its length inside (1e-6 below float64), since a
-    baseline of zeros often lies on a kink.
+    baseline of zeros often lies on a kink; where the gradient is infinite at an end (a root at zero), 1e-9 (1e-6). The
+    outputs are those at the true ends, by rows that run forward only and do not count as evaluations; what F changes
+    by on the way there is part of ``unattributed``, and a jump at that end if it is beyond the tolerance.
 
     References
     ----------
