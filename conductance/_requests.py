@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from conductance.hooks import HookPoint, LayerSpec, PointInfo, Probe, Selection
+from conductance.hooks import HookPoint, LayerSpec, PointInfo, PointTable, Probe, Selection
 from conductance.refinement import Rules
 
 #: Tolerance where none is asked.
@@ -48,21 +48,34 @@ def checked_rules(
     return Rules(float(rtol), float(atol), max_evaluations, internal_batch_size or 0)
 
 
-def check_mode(model: Callable[..., Any], selection: Selection, on_train: str) -> None:
-    """Refuse dropout and batch norm in train mode: their rows depend on chance or on each other."""
+def check_mode(model: Callable[..., Any], selection: Selection, on_train: str) -> list[nn.Module]:
+    """Refuse modules whose rows depend on chance or on each other, or warn and give those: dropout, batch norm."""
     roots = {"": model} if isinstance(model, nn.Module) else selection.modules
     named = {
         (f"{prefix}.{name}".strip(".") or type(module).__name__): module
         for prefix, root in roots.items()
         for name, module in root.named_modules()
     }
-    found = [f"{name} ({type(module).__name__})" for name, module in named.items() if _is_noisy(module)]
+    found = {name: module for name, module in named.items() if _is_noisy(module)}
     if not found:
-        return
-    text = f"the model is in train mode: {', '.join(found[:5])}{' and more' if len(found) > 5 else ''}"
+        return []
+    told = ", ".join(f"{name} ({type(module).__name__})" for name, module in [*found.items()][:5])
+    told += " and more" if len(found) > 5 else ""
+    if any(module.training for module in found.values()):
+        text = f"the model is in train mode: {told}; results would be random"
+        way_out = "Call model.eval() first"
+    else:
+        text = f"{told}: batch norm without running statistics normalises by the other rows of a call, in eval mode too"
+        way_out = "Build it with track_running_stats=True and calibrate it"
     if on_train == "error":
-        raise ValueError(f'{text}; results would be random. Call model.eval() first, or pass on_train="warn"')
+        raise ValueError(f'{text}. {way_out}, or pass on_train="warn"')
     warnings.warn(f"{text}; results depend on chance and on the other rows of a call", UserWarning, stacklevel=3)
+    return [*found.values()]
+
+
+def fewest_rows(noisy: list[nn.Module]) -> int:
+    """Rows that a call needs at least: two where batch norm takes its statistics from them."""
+    return 2 if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in noisy) else 1
 
 
 def _is_noisy(module: nn.Module) -> bool:
@@ -75,10 +88,12 @@ def _is_noisy(module: nn.Module) -> bool:
 
 
 def named_points(layers: LayerSpec, selection: Selection) -> set[str]:
-    """Names of the points asked one by one, not by a glob, a type or None."""
-    names = set()
+    """Names of the points asked one by one, not by a glob, a type, a whole table of points or None."""
+    names: set[str] = set()
+    if isinstance(layers, PointTable):
+        return names
     for one in layers if isinstance(layers, (list, tuple)) else [layers]:
-        if isinstance(one, HookPoint):
+        if isinstance(one, (HookPoint, PointInfo)):
             names.add(one.name)
         elif isinstance(one, str) and not any(sign in one for sign in "*?"):
             names.add(HookPoint.parse(one).name)

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from conductance._requests import PROBED, check_mode, checked_rules, named_points, usable_points
+from conductance._requests import check_mode, checked_rules, fewest_rows, named_points, usable_points
 from conductance.collecting import Collector
-from conductance.engine import Engine, check_rows, undisturbed
-from conductance.errors import ConductanceError, ConvergenceWarning, check_choice
+from conductance.engine import Engine, undisturbed
+from conductance.errors import ConvergenceWarning, check_choice
 from conductance.fixed import FixedRule
-from conductance.hooks import LayerSpec, PointInfo, Probe, Selection, probe, select
+from conductance.hooks import LayerSpec, PointInfo, Probe, Selection, select
 from conductance.kinked import Kinked
 from conductance.path import Baseline, Inputs, StraightPath
 from conductance.refinement import Refinement, Rules
@@ -29,6 +29,7 @@ from conductance.results import LayerInfo, TotalConductance
 from conductance.smooth import Smooth
 from conductance.sums import Layout, NodeStore, RunningSums
 from conductance.targets import Target, TargetFunction, target_function
+from conductance.trying import tried
 
 #: Bytes of tapped tensors that one call may hold when the user names no size.
 CALL_BYTES = 1 << 28
@@ -65,7 +66,8 @@ def total_conductance(
         move along the path, everything else is handed on as it is.
     layers
         Dotted name (``"act#2"``: the third call, ``"lstm[0]"``: the first tensor of a tuple, ``"fc:in"``: the input),
-        glob (``*`` matches dots too), module, type, ``HookPoint`` or a list of these; None is every module without
+        glob (``*`` matches dots too), module, type, ``HookPoint`` or a list of these, the table of
+        ``hooks.list_points`` or a part of it; None is every module without
         children. What a glob, a type or None brings in that never runs or has no batch axis is left out
         (``settings["left_out"]``). Modules of a plain callable are called ``Linear_0``, ``ReLU_1`` and so on.
     target
@@ -92,7 +94,8 @@ def total_conductance(
         Most rows of one model call; examples are split over calls if need be. None chooses from the bytes that the
         tapped tensors take, never from free memory.
     on_train
-        What to do where dropout or batch norm is in train mode: "error", or "warn" and go on.
+        What to do where dropout or batch norm is in train mode, or rows turn out to depend on chance or on each other:
+        "error", or "warn" and go on.
     progress
         Show a progress bar.
 
@@ -106,7 +109,8 @@ def total_conductance(
     ValueError, TypeError
         For an argument that cannot be used; the message names it.
     ConductanceError
-        If the model detaches its output from the input, or NaN or infinity turns up (the layer is named).
+        If the model detaches its output from the input, is random, mixes its rows or takes batches of one size only;
+        if its graph changes between calls; if NaN or infinity turns up (the layer is named).
 
     Warns
     -----
@@ -145,14 +149,15 @@ def total_conductance(
     rules = checked_rules(rtol, atol, n_steps, max_evaluations, internal_batch_size)
     check_choice("on_train", on_train, ("error", "warn"))
     selection = select(model, layers)
-    check_mode(model, selection, on_train)
+    noisy = check_mode(model, selection, on_train)
     extra = () if additional_forward_args is None else additional_forward_args
     with undisturbed(model, selection.modules):
         path = StraightPath(inputs, baselines, extra if isinstance(extra, tuple) else (extra,))
         function = target_function(target, path.batch)
-        found = _probed(model, selection, path, function)
+        warn = None if noisy else on_train == "warn"
+        found = tried(model, selection, path, function, apart=rules.rows != 1, warn=warn)
         points, left_out = usable_points(found, named_points(layers, selection))
-        run = _Run(model, selection, points, path, function, found, rules, n_steps)
+        run = _Run(model, selection, points, path, function, found, rules, n_steps, fewest_rows(noisy))
         interrupted = run.execute(progress)
     result = run.result(
         {
@@ -187,6 +192,7 @@ class _Run:
         found: Probe,
         rules: Rules,
         n_steps: int | None,
+        fewest: int,
     ) -> None:
         self.points = points
         self.path = path
@@ -199,7 +205,7 @@ class _Run:
         share = self.rows // n_steps if n_steps is not None else self.rows // 16
         flights = max(1, min(path.batch, share // per_example))
         kinked = bool(found.kinked)
-        engine = Engine(model, selection.modules, points, path, function)
+        engine = Engine(model, selection.modules, points, path, function, fewest)
         self.layouts = layouts
         self.collector = Collector(layouts, path.batch, spread=per_example > 1)
         few = n_steps is not None and n_steps <= min(self.rows, 64)
@@ -257,25 +263,6 @@ class _Run:
             spread=dict(zip(names, taken.spread, strict=True)) if taken.spread is not None else None,
             settings=settings,
         )
-
-
-def _probed(model: Callable[..., Any], selection: Selection, path: StraightPath, function: TargetFunction) -> Probe:
-    """Run two rows at the inputs to see what there is, and refuse what cannot be explained."""
-    paths = torch.tensor([0, path.count - 1], device=path.device)
-    rows = path.rows(paths, torch.ones(2, device=path.device, dtype=torch.float32))
-
-    def run() -> Tensor:
-        output = function(model(*rows.args, **rows.kwargs), paths // path.per_example)
-        check_rows(output, PROBED)
-        return output
-
-    found = probe(model, selection, run, rows.leaves)
-    if not found.gradient_flows:
-        raise ConductanceError(
-            "the target does not depend on the inputs through differentiable operations: the model detaches its output "
-            "(detach(), no_grad, numpy, argmax), or the target is a constant; explain the logits before that operation"
-        )
-    return found
 
 
 def _layout(info: PointInfo) -> Layout:

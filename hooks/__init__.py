@@ -1,6 +1,7 @@
 """Taps on a model: name the tensors inside it, list them, and receive their activations and gradients."""
 
 from conductance.hooks.capturing import Consumer, capture
+from conductance.hooks.keeping import buffers_kept
 from conductance.hooks.listing import PointTable, list_points
 from conductance.hooks.points import HookPoint
 from conductance.hooks.probing import PointInfo, Probe, probe
@@ -18,6 +19,7 @@ __all__ = [
     "PointTable",
     "Probe",
     "Selection",
+    "buffers_kept",
     "capture",
     "edge_of",
     "list_points",
