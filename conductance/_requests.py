@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,8 @@ from conductance.refinement import Rules
 
 #: Tolerance where none is asked.
 DEFAULT_RTOL = 1e-2
+#: More steps than this are a slip of the pen.
+MOST_STEPS = 10**8
 #: Rows that a model is tried on first.
 PROBED = 2
 
@@ -30,6 +33,8 @@ def checked_rules(
     for name, number in (("rtol", rtol), ("atol", atol)):
         if isinstance(number, bool) or not isinstance(number, (int, float)):
             raise TypeError(f"{name} is a {type(number).__name__}; expected a number such as 1e-3")
+        if isinstance(number, int) and abs(number) > sys.float_info.max:
+            raise ValueError(f"{name} is beyond the range of floating-point numbers; expected one such as 1e-3")
     if not 0 < rtol < np.inf:
         raise ValueError(f"rtol is {rtol}; expected a number above 0, such as 1e-3 (exact on ReLU networks: 1e-9)")
     if not 0 <= atol < np.inf:
@@ -45,7 +50,10 @@ def checked_rules(
             raise TypeError(f"{name} is {count!r}; expected a whole number of at least {least}")
         if count < least:
             raise ValueError(f"{name} is {count}; expected at least {least}")
-    return Rules(float(rtol), float(atol), max_evaluations, internal_batch_size or 0)
+    if n_steps is not None and n_steps > MOST_STEPS:
+        raise ValueError(f"n_steps is more than {MOST_STEPS}; expected a number of evaluations, such as 50")
+    budget, rows = min(max_evaluations, sys.maxsize), min(internal_batch_size or 0, sys.maxsize)
+    return Rules(float(rtol), float(atol), budget, rows)
 
 
 def check_mode(model: Callable[..., Any], selection: Selection, on_train: str) -> list[nn.Module]:

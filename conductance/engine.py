@@ -76,6 +76,8 @@ class Engine:
         self.path = path
         self.target = target
         self.fewest = fewest
+        self.evaluations = 0
+        self.ran: Callable[[int], None] | None = None  # told the evaluations so far, after each call
         self._delivered: set[int] | None = None
         root = {"": model} if isinstance(model, nn.Module) else {}
         self._modules = {**modules, **root}
@@ -132,6 +134,9 @@ class Engine:
             slope += product.reshape(count, -1).sum(1).to(which.device)
             hand_over(number, leaf.detach(), gradient)
         self._check_graph(delivered)
+        self.evaluations += count
+        if self.ran is not None:
+            self.ran(self.evaluations)
         return Nodes(_on_host(output[:count]), _on_host(slope))
 
     def _check_graph(self, delivered: set[int]) -> None:

@@ -289,7 +289,9 @@ class Refinement:
         asked = self.rules.rtol * figures.scale + self.rules.atol
         settled = precise and attributed and bool((figures.error + figures.floor <= asked).all())
         if not status:
-            status = "ok" if settled else "jump" if at_ends else self._why(slots, figures)
+            status = "ok" if settled else "jump" if at_ends else self._why(slots, figures, asked)
+        elif status in ("jump", "gradient") and abs(figures.residual) <= 16 * figures.leaf_floor and not at_ends:
+            status = "precision" if (figures.floor > asked).any() else status
         jumps: tuple[Jump, ...] = ()
         if status == "jump":
             jumps = at_ends if at_ends and abs(inner) <= unexplained else (*self._jumps(slots), *at_ends)
@@ -373,8 +375,10 @@ class Refinement:
         order = np.argsort(left, kind="stable")
         return tuple((float(left[k]), float(right[k]), float(size[k])) for k in order)
 
-    def _why(self, slots: list[int], figures: Figures) -> str:
+    def _why(self, slots: list[int], figures: Figures, asked: Floats) -> str:
         """Status of an example that nothing more can be done for."""
+        if (figures.floor > asked).any():
+            return "precision"
         return "jump" if self.scheme.blocked(slots, self._rounding(figures)) else "precision"
 
     def _finish(self, flight: Flight, verdict: Finished) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -97,7 +98,7 @@ def total_conductance(
         What to do where dropout or batch norm is in train mode, or rows turn out to depend on chance or on each other:
         "error", or "warn" and go on.
     progress
-        Show a progress bar.
+        Show a progress bar: the examples that are done, and the evaluations run so far.
 
     Returns
     -------
@@ -206,6 +207,7 @@ class _Run:
         flights = max(1, min(path.batch, share // per_example))
         kinked = bool(found.kinked)
         engine = Engine(model, selection.modules, points, path, function, fewest)
+        self._engine = engine
         self.layouts = layouts
         self.collector = Collector(layouts, path.batch, spread=per_example > 1)
         few = n_steps is not None and n_steps <= min(self.rows, 64)
@@ -234,6 +236,8 @@ class _Run:
 
         with tqdm(total=self.path.batch, desc="conductance", unit="example", disable=not progress) as bar:
             try:
+                if progress:
+                    self._engine.ran = partial(_show, bar)
                 self._method.run(bar.update)
             except KeyboardInterrupt:
                 return True
@@ -263,6 +267,14 @@ class _Run:
             spread=dict(zip(names, taken.spread, strict=True)) if taken.spread is not None else None,
             settings=settings,
         )
+
+
+def _show(bar: Any, evaluations: int) -> None:
+    """Show how many rows have been run: examples take many calls each."""
+    bar.set_postfix(evaluations=evaluations, refresh=False)
+    if time.perf_counter() - getattr(bar, "shown", 0.0) > 0.1:
+        bar.shown = time.perf_counter()
+        bar.refresh()
 
 
 def _layout(info: PointInfo) -> Layout:
@@ -303,7 +315,8 @@ def _described(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Tensor):
-        return value.tolist() if value.numel() <= 64 else f"tensor of shape {tuple(value.shape)}"
+        whole = value.numel() <= 64 or (value.dim() == 1 and value.dtype in (torch.int64, torch.int32))
+        return value.tolist() if whole else f"tensor of shape {tuple(value.shape)}"
     if isinstance(value, (tuple, list)):
         return [_described(one) for one in value]
     return getattr(value, "__qualname__", type(value).__name__)
