@@ -156,7 +156,7 @@ def total_conductance(
         path = StraightPath(inputs, baselines, extra if isinstance(extra, tuple) else (extra,))
         function = target_function(target, path.batch)
         warn = None if noisy else on_train == "warn"
-        found = tried(model, selection, path, function, apart=rules.rows != 1, warn=warn)
+        found = tried(model, selection, path, function, most=rules.rows, warn=warn)
         points, left_out = usable_points(found, named_points(layers, selection))
         run = _Run(model, selection, points, path, function, found, rules, n_steps, fewest_rows(noisy))
         interrupted = run.execute(progress)

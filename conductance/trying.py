@@ -33,7 +33,7 @@ def tried(
     path: StraightPath,
     function: TargetFunction,
     *,
-    apart: bool,
+    most: int,
     warn: bool | None,
 ) -> Probe:
     """Run two rows to see what there is, and refuse what cannot be explained.
@@ -42,8 +42,8 @@ def tried(
     ----------
     model, selection, path, function
         What is run, tapped and explained.
-    apart
-        Whether calls will have several rows, which then must not influence each other.
+    most
+        Rows that calls have at most, 0 for any number; where there are several, they must not influence each other.
     warn
         Warn of a model that is random or mixes its rows; False refuses it, None is for one known to be so.
     """
@@ -65,7 +65,7 @@ def tried(
         )
     if warn is not None:
         trial.coarsest = max((info.dtype for info in found.points), key=_eps, default=path.dtype)
-        reason = trial.impure(first[0].detach(), paths, places, apart=apart)
+        reason = trial.impure(first[0].detach(), paths, places, most)
         if reason and not warn:
             raise ConductanceError(f'{reason}, or pass on_train="warn" to go on')
         if reason:
@@ -105,19 +105,21 @@ class _Trial:
         paths = torch.arange(self.path.batch, device=self.path.device) * self.path.per_example
         rows = self.path.rows(paths, torch.ones(len(paths), device=self.path.device))
         try:
-            self.model(*rows.args, **rows.kwargs)
+            with torch.no_grad():
+                self.model(*rows.args, **rows.kwargs)
         except Exception:
             return False
         return True
 
-    def impure(self, first: Tensor, paths: Tensor, places: Tensor, *, apart: bool) -> str:
+    def impure(self, first: Tensor, paths: Tensor, places: Tensor, most: int) -> str:
         """Why F of a row is not a matter of that row alone; "" if it is."""
 
         def again(which: list[int]) -> Tensor:
             return self.run(self.path.rows(paths[which], places[which]), paths[which]).detach()
 
-        # three copies of one row, two of the other: other numbers of rows are tried too
-        alone = torch.stack([again([0] * 3)[0], again([1] * 2)[0]]) if apart else again([0, 1])
+        # three copies of one row, two of the other: another number of rows is tried too
+        copies = 2 if most == 2 else 3
+        alone = again([0, 1]) if most == 1 else torch.stack([again([0] * copies)[0], again([1] * 2)[0]])
         if self._same(first, alone):
             return ""
         repeated = again([0, 1])
