@@ -33,7 +33,8 @@ def _described(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Tensor):
-        return value.tolist() if value.numel() <= 64 else f"tensor of shape {tuple(value.shape)}"
+        whole = value.numel() <= 64 or (value.dim() == 1 and value.dtype in (torch.int64, torch.int32))
+        return value.tolist() if whole else f"tensor of shape {tuple(value.shape)}"
     if isinstance(value, (tuple, list)):
         return [_described(one) for one in value]
     return getattr(value, "__qualname__", type(value).__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from conductance.hooks import HookPoint, LayerSpec, PointInfo, Probe, Selection
+from conductance.hooks import HookPoint, LayerSpec, PointInfo, PointTable, Probe, Selection
 from conductance.refinement import Rules
 
 #: Tolerance where none is asked.
 DEFAULT_RTOL = 1e-2
+#: More steps than this are a slip of the pen.
+MOST_STEPS = 10**8
 #: Rows that a model is tried on first.
 PROBED = 2
 
@@ -30,6 +33,8 @@ def checked_rules(
     for name, number in (("rtol", rtol), ("atol", atol)):
         if isinstance(number, bool) or not isinstance(number, (int, float)):
             raise TypeError(f"{name} is a {type(number).__name__}; expected a number such as 1e-3")
+        if isinstance(number, int) and abs(number) > sys.float_info.max:
+            raise ValueError(f"{name} is beyond the range of floating-point numbers; expected one such as 1e-3")
     if not 0 < rtol < np.inf:
         raise ValueError(f"rtol is {rtol}; expected a number above 0, such as 1e-3 (exact on ReLU networks: 1e-9)")
     if not 0 <= atol < np.inf:
@@ -45,24 +50,40 @@ def checked_rules(
             raise TypeError(f"{name} is {count!r}; expected a whole number of at least {least}")
         if count < least:
             raise ValueError(f"{name} is {count}; expected at least {least}")
-    return Rules(float(rtol), float(atol), max_evaluations, internal_batch_size or 0)
+    if n_steps is not None and n_steps > MOST_STEPS:
+        raise ValueError(f"n_steps is more than {MOST_STEPS}; expected a number of evaluations, such as 50")
+    budget, rows = min(max_evaluations, sys.maxsize), min(internal_batch_size or 0, sys.maxsize)
+    return Rules(float(rtol), float(atol), budget, rows)
 
 
-def check_mode(model: Callable[..., Any], selection: Selection, on_train: str) -> None:
-    """Refuse dropout and batch norm in train mode: their rows depend on chance or on each other."""
+def check_mode(model: Callable[..., Any], selection: Selection, on_train: str) -> list[nn.Module]:
+    """Refuse modules whose rows depend on chance or on each other, or warn and give those: dropout, batch norm."""
     roots = {"": model} if isinstance(model, nn.Module) else selection.modules
     named = {
         (f"{prefix}.{name}".strip(".") or type(module).__name__): module
         for prefix, root in roots.items()
         for name, module in root.named_modules()
     }
-    found = [f"{name} ({type(module).__name__})" for name, module in named.items() if _is_noisy(module)]
+    found = {name: module for name, module in named.items() if _is_noisy(module)}
     if not found:
-        return
-    text = f"the model is in train mode: {', '.join(found[:5])}{' and more' if len(found) > 5 else ''}"
+        return []
+    told = ", ".join(f"{name} ({type(module).__name__})" for name, module in [*found.items()][:5])
+    told += " and more" if len(found) > 5 else ""
+    if any(module.training for module in found.values()):
+        text = f"the model is in train mode: {told}; results would be random"
+        way_out = "Call model.eval() first"
+    else:
+        text = f"{told}: batch norm without running statistics normalises by the other rows of a call, in eval mode too"
+        way_out = "Build it with track_running_stats=True and calibrate it"
     if on_train == "error":
-        raise ValueError(f'{text}; results would be random. Call model.eval() first, or pass on_train="warn"')
+        raise ValueError(f'{text}. {way_out}, or pass on_train="warn"')
     warnings.warn(f"{text}; results depend on chance and on the other rows of a call", UserWarning, stacklevel=3)
+    return [*found.values()]
+
+
+def fewest_rows(noisy: list[nn.Module]) -> int:
+    """Rows that a call needs at least: two where batch norm takes its statistics from them."""
+    return 2 if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in noisy) else 1
 
 
 def _is_noisy(module: nn.Module) -> bool:
@@ -75,10 +96,12 @@ def _is_noisy(module: nn.Module) -> bool:
 
 
 def named_points(layers: LayerSpec, selection: Selection) -> set[str]:
-    """Names of the points asked one by one, not by a glob, a type or None."""
-    names = set()
+    """Names of the points asked one by one, not by a glob, a type, a whole table of points or None."""
+    names: set[str] = set()
+    if isinstance(layers, PointTable):
+        return names
     for one in layers if isinstance(layers, (list, tuple)) else [layers]:
-        if isinstance(one, HookPoint):
+        if isinstance(one, (HookPoint, PointInfo)):
             names.add(one.name)
         elif isinstance(one, str) and not any(sign in one for sign in "*?"):
             names.add(HookPoint.parse(one).name)

@@ -97,6 +97,8 @@ def _from_content(
     kind: "type[TotalConductance]", tensors: Mapping[str, Tensor], content: Mapping[str, Any]
 ) -> "TotalConductance":
     """Put a result together from its tensors and its metadata."""
+    if not isinstance(content["settings"], dict):
+        raise TypeError(f"settings is a {type(content['settings']).__name__}, expected a dict")
     info = {entry["name"]: LayerInfo(**{**entry, "shape": tuple(entry["shape"])}) for entry in content["layers"]}
     values: dict[str, Any] = {
         "status": tuple(content["status"]),

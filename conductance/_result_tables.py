@@ -40,6 +40,9 @@ def to_dataframe(result: "TotalConductance", layer: str | None) -> "pd.DataFrame
         "conductance": np.concatenate([_to_numpy(each) for each in values]),
         "error": np.concatenate([_to_numpy(result.unit_error[name]) for name in names]),
     }
+    if result.spread is not None:
+        spreads = [result.info[name].sum_positions(wide(result.spread[name])) for name in names]
+        columns["spread"] = np.concatenate([_to_numpy(each) for each in spreads])
     return pd.DataFrame(columns).astype({"layer": str})
 
 
@@ -84,8 +87,8 @@ def _rows(result: "TotalConductance") -> list[dict[str, Any]]:
             "cut": info.is_cut,
             "conductance": float(values.sum(1).mean()),
             "abs": float(values.abs().sum(1).mean()),
-            "coverage": float(coverage[layer][changes].mean()),
-            "coverage_error": float(coverage_error[layer][changes].mean()),
+            "coverage": _middle(coverage[layer][changes]),
+            "coverage_error": _middle(coverage_error[layer][changes]),
             "error": _worst(result.error[layer]),
         }
         rows.append(row)
@@ -100,6 +103,12 @@ def _to_numpy(tensor: Tensor) -> Any:
 def _worst(values: Tensor) -> float:
     """Largest entry: nan if there is one, or of none."""
     return float(values.max()) if values.numel() else float("nan")
+
+
+def _middle(values: Tensor) -> float:
+    """Median of those that are not nan; nan of none."""
+    known = values[~values.isnan()]
+    return float(np.median(_to_numpy(known))) if known.numel() else float("nan")
 
 
 def _median(values: Tensor) -> int | None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from conductance.errors import ConductanceError
-from conductance.hooks import HookPoint, PointInfo, capture, hold
+from conductance.hooks import HookPoint, PointInfo, buffers_kept, capture, hold
 from conductance.path import Rows, StraightPath
 from conductance.sums import wide_dtype
 from conductance.targets import TargetFunction
@@ -94,6 +94,8 @@ class Engine:
         The path that rows lie on.
     target
         Reduces a model output to one number a row.
+    fewest
+        Rows that a call of the model needs at least; fewer are filled up with copies, which nothing is told of.
     """
 
     def __init__(
@@ -103,11 +105,16 @@ class Engine:
         points: Sequence[PointInfo],
         path: StraightPath,
         target: TargetFunction,
+        fewest: int = 1,
     ) -> None:
         self.model = model
         self.points = tuple(points)
         self.path = path
         self.target = target
+        self.fewest = fewest
+        self.evaluations = 0
+        self.ran: Callable[[int], None] | None = None  # told the evaluations so far, after each call
+        self._delivered: set[int] | None = None
         root = {"": model} if isinstance(model, nn.Module) else {}
         self._modules = {**modules, **root}
         self._numbers = {info.point: number for number, info in enumerate(points)}
@@ -129,8 +136,14 @@ class Engine:
         Nodes
             F and its slope along the path at every row.
         """
-        which, rows = self._rows(paths, alphas)
-        device, wide = self.path.device, wide_dtype(self.path.device)
+        which, rows = self._rows(paths, alphas, fewest=self.fewest)
+        count, ran = len(paths), len(which)
+        wide = wide_dtype(which.device)
+        delivered: set[int] = set()
+
+        def hand_over(number: int, activation: Tensor, gradient: Tensor) -> None:
+            delivered.add(number)
+            consumer(number, activation[:count], gradient[:count])
 
         def deliver(point: HookPoint, activation: Tensor, gradient: Tensor) -> None:
             number = self._numbers.get(point)
@@ -140,22 +153,47 @@ class Engine:
                     "depends on its data, so that rows differ in what they run; leave the layer out"
                 )
             axis = point.batch_axis
-            if activation.shape[axis] != len(paths):
-                raise _not_rows(point, activation, len(paths))
-            consumer(number, activation.movedim(axis, 0), gradient.movedim(axis, 0))
+            if activation.shape[axis] != ran:
+                raise _not_rows(point, activation, ran)
+            hand_over(number, activation.movedim(axis, 0), gradient.movedim(axis, 0))
 
         with capture(self._modules, list(self._numbers), deliver, clone=self._clone):
             output = self.target(self.model(*rows.args, **rows.kwargs), which // self.path.per_example)
-            check_rows(output, len(paths))
-            gradients = torch.autograd.grad(output.sum(), rows.leaves, allow_unused=True)
-        slope = torch.zeros(len(paths), dtype=wide, device=device)
+            check_rows(output, ran)
+            gradients = torch.autograd.grad(output[:count].sum(), rows.leaves, allow_unused=True)
+        slope = torch.zeros(count, dtype=wide, device=which.device)
         found = zip(rows.leaves, gradients, self.path.directions(which), strict=True)
         for number, (leaf, gradient, direction) in enumerate(found, len(self.points)):
             if gradient is None:
                 continue
-            slope += (gradient.to(wide) * direction.to(wide)).reshape(len(paths), -1).sum(1).to(device)
-            consumer(number, leaf.detach(), gradient)
-        return Nodes(_on_host(output), _on_host(slope))
+            product = (gradient.to(wide) * direction.to(wide))[:count]
+            slope += product.reshape(count, -1).sum(1).to(which.device)
+            hand_over(number, leaf.detach(), gradient)
+        self._check_graph(delivered)
+        self.evaluations += count
+        if self.ran is not None:
+            self.ran(self.evaluations)
+        return Nodes(_on_host(output[:count]), _on_host(slope))
+
+    def _check_graph(self, delivered: set[int]) -> None:
+        """Refuse a model of which other tensors receive gradients than in the first call."""
+        if self._delivered is None:
+            self._delivered = delivered
+        for number in sorted(self._delivered ^ delivered):
+            leaf = number - len(self.points)
+            told = f"layer {self.points[number].name!r}" if leaf < 0 else f"inputs[{self.path.moving[leaf]!r}]"
+            raise ConductanceError(
+                f"the model's graph changes between calls: {told} receives a gradient in some calls but not in others "
+                "(control flow that depends on the data), so that its conductance along a path is not known; leave it "
+                "out, or write the decision with torch.where"
+            )
+
+    def forward(self, paths: NDArray[np.int64], alphas: NDArray[np.float64]) -> NDArray[np.float64]:
+        """F of rows that are run forward only, ``(rows,)``; with gradients on, so that the same kernels run."""
+        which, rows = self._rows(paths, alphas, fewest=self.fewest)
+        output = self.target(self.model(*rows.args, **rows.kwargs), which // self.path.per_example)
+        check_rows(output, len(which))
+        return _on_host(output[: len(paths)])
 
     def hold(self, paths: NDArray[np.int64], alphas: NDArray[np.float64]) -> Held:
         """Run rows forward and hold every point's tensor in the autograd graph, to differentiate from and to it."""
@@ -188,12 +226,17 @@ class Engine:
         return Held(output, tensors, rows.leaves, self.path.directions(which))
 
     def _rows(
-        self, paths: NDArray[np.int64], alphas: NDArray[np.float64], tangents: Sequence[Tensor] | None = None
+        self,
+        paths: NDArray[np.int64],
+        alphas: NDArray[np.float64],
+        tangents: Sequence[Tensor] | None = None,
+        fewest: int = 1,
     ) -> tuple[Tensor, Rows]:
-        """Numbers of the paths on the device, and the arguments of the call."""
+        """Path of each row, and the rows: as many as are asked, then copies up to the fewest that a call needs."""
         device = self.path.device
-        which = torch.as_tensor(paths, device=device)
-        places = torch.as_tensor(alphas).to(device=device, dtype=wide_dtype(device))
+        filled = np.minimum(np.arange(max(len(paths), fewest)), len(paths) - 1)
+        which = torch.as_tensor(paths[filled], device=device)
+        places = torch.as_tensor(alphas[filled]).to(device=device, dtype=wide_dtype(device))
         return which, self.path.rows(which, places, tangents)
 
     def diagnose(self, paths: NDArray[np.int64], alphas: NDArray[np.float64]) -> str:
@@ -209,8 +252,7 @@ class Engine:
             if not bool(torch.isfinite(tensor).all()):
                 backward.append(point.name)
 
-        which = torch.as_tensor(paths, device=self.path.device)
-        rows = self.path.rows(which, torch.as_tensor(alphas, device=self.path.device, dtype=self.path.dtype))
+        which, rows = self._rows(paths, alphas)
         points = list(self._numbers)
         with capture(self._modules, points, gradient, clone=self._clone, on_activation=activation):
             output = self.target(self.model(*rows.args, **rows.kwargs), which // self.path.per_example)
@@ -270,15 +312,14 @@ def _on_host(values: Tensor) -> NDArray[np.float64]:
 def undisturbed(model: Callable[..., Any], modules: Mapping[str, nn.Module]) -> Iterator[None]:
     """Run a model for its gradients and leave it as it came.
 
-    Parameters need no gradient meanwhile (less is stored); random state and the buffers of modules in train mode
-    are put back; works inside ``no_grad`` and ``inference_mode``.
+    Parameters need no gradient meanwhile (less is stored); random state and buffers are put back; works inside
+    ``no_grad`` and ``inference_mode``.
     """
     roots = [model] if isinstance(model, nn.Module) else list(modules.values())
     parameters = {p for root in roots for p in root.parameters() if p.requires_grad and not p.is_inference()}
-    buffers = [b for root in roots for m in root.modules() if m.training for b in m.buffers(recurse=False)]
-    saved = [buffer.clone() for buffer in buffers]
+    every = {module for root in roots for module in root.modules()}
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
-    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices):
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices), buffers_kept(every):
         try:
             for parameter in parameters:
                 parameter.requires_grad_(False)
@@ -286,6 +327,3 @@ def undisturbed(model: Callable[..., Any], modules: Mapping[str, nn.Module]) -> 
         finally:
             for parameter in parameters:
                 parameter.requires_grad_(True)
-            with torch.no_grad():
-                for buffer, value in zip(buffers, saved, strict=True):
-                    buffer.copy_(value)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from conductance import quadrature
 from conductance.collecting import Collector, Finished
+from conductance.ends import end_gaps, jumps_at_ends, true_outputs
 from conductance.engine import Engine, Nodes, check_finite, non_finite
 from conductance.panels import Floats
 from conductance.refinement import ROUNDINGS, Rules
@@ -89,10 +90,14 @@ class FixedRule:
         each = self.engine.path.per_example
         for first in range(wanted.start, wanted.stop, self._flights):
             examples = range(first, min(first + self._flights, wanted.stop))
-            outputs = np.zeros((len(examples) * each, 2))
+            inner = np.zeros((len(examples) * each, 2))
             leaf = np.zeros(len(examples) * each)
-            self._paths(first * each, len(examples) * each, outputs, leaf)
-            self._finish(examples, outputs.reshape(len(examples), each, 2).mean(1), leaf.reshape(-1, each).mean(1))
+            self._paths(first * each, len(examples) * each, inner, leaf)
+            true, gap = inner, np.zeros_like(inner)
+            if self.ends != (0.0, 1.0):
+                true = true_outputs(self.engine, np.arange(first * each, first * each + len(inner)), self.rules.rows)
+                gap = np.stack([end_gaps(*path) for path in zip(inner, true, strict=True)])
+            self._finish(examples, *(values.reshape(len(examples), each, -1).mean(1) for values in (true, gap, leaf)))
             if self._rules is not None:
                 self._rules |= dict.fromkeys(range(first * each, (first + len(examples)) * each), self._rule())
             advance(len(examples))
@@ -151,7 +156,8 @@ class FixedRule:
             self._matrices[key] = torch.as_tensor(both, dtype=like.dtype, device=like.device)
         return self._matrices[key]
 
-    def _finish(self, examples: range, outputs: Floats, leaf: Floats) -> None:
+    def _finish(self, examples: range, outputs: Floats, gaps: Floats, leaf: Floats) -> None:
+        """Judge examples by F at the true ends and its change there, ``(examples, 2)`` each, and the leaf's sum."""
         slots = list(range(len(examples)))
         summary = self.sums.summary(slots)
         check_finite(self.engine.points, summary.scale)
@@ -163,15 +169,18 @@ class FixedRule:
             cut_off = self.ends[0] + (1.0 - self.ends[1])
             floor = (ROUNDINGS * self.precision[:layers] + cut_off) * summary.scale[slot, :layers]
             factor = np.full(len(self.sums.layouts), 1.0 if self.kinked or len(self.panels) > 1 else 0.5)
-            missed = np.where(cuts, np.abs(summary.total[slot, :layers] - leaf[slot]), 0.0)
+            missed = np.where(cuts, np.abs(summary.total[slot, :layers] - float(leaf[slot, 0])), 0.0)
             error = np.maximum(summary.estimate[slot, :layers] * factor[:layers], missed) + floor
             scale = summary.scale[slot, :layers]
-            residual = end - start - leaf[slot]
+            residual = end - start - float(leaf[slot, 0])
             leaf_scale = max(abs(end - start), float(summary.scale[slot, layers:].sum()))
             good = bool((error <= self.rules.rtol * scale + self.rules.atol).all())
-            good &= bool(abs(residual) <= self.rules.rtol * leaf_scale)
+            allowed = self.rules.rtol * leaf_scale
+            rounding = ROUNDINGS * float(self.precision.max()) * max(abs(start), abs(end))
+            jumps = jumps_at_ends(gaps[slot], self.ends, allowed + rounding)
+            good &= bool(max(abs(residual), abs(residual - gaps[slot].sum())) <= allowed) and not jumps
             verdict = Finished(
-                example=example, slot=slot, status="ok" if good else "budget", jumps=(),
+                example=example, slot=slot, status="ok" if good else "jump" if jumps else "budget", jumps=jumps,
                 evaluations=len(self.nodes) * each, converged=good, residual=float(residual), error=error, floor=floor,
                 limit=np.full(layers, np.inf),
                 factor=factor, output=float(end), baseline_output=float(start),

@@ -137,6 +137,7 @@ def conductance_flow(
         baselines=baselines,
         additional_forward_args=additional_forward_args,
         on_train=on_train,
+        most=rules.rows,
     ) as asked:
         ready, wiring = wired(asked, named_points(layers, asked.selection))
         run = Run(ready, rules, n_steps, judge_leaves=True)

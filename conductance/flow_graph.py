@@ -55,7 +55,7 @@ def wired(ready: Prepared, named: set[str]) -> tuple[Prepared, Wiring]:
         If a layer asked by name does not depend on the inputs, does not reach the target, or is the same tensor as
         another one.
     """
-    engine = Engine(ready.model, ready.selection.modules, ready.points, ready.path, ready.function)
+    engine = Engine(ready.model, ready.selection.modules, ready.points, ready.path, ready.function, ready.fewest)
     held = engine.hold(np.zeros(2, dtype=np.int64), np.ones(2))
     view = GraphView(held.output.sum(), held.leaves)
     seen: dict[Edge, str] = {}

@@ -25,8 +25,9 @@ from conductance.panels import Evaluated, Floats, Places, Table, Work, main_shar
 from conductance.quadrature import Panel, PathRule
 from conductance.sums import Layout, NodeStore, RunningSums, Workspace, blocks, wide_dtype
 
-#: Nodes that open a path.
-OPENING = 5
+#: Nodes that open a path: the inner ones at irrational places, for at even ones a periodic function looks constant.
+INNER = (np.sqrt(5) - 2, np.sqrt(0.5) - 0.19, np.sqrt(5) / 3)
+OPENING = len(INNER) + 2
 #: Panels within this factor of an example's worst are split in the same round.
 WORST = 0.5
 #: Tangents that meet closer to an end than this fraction do not choose the split: the middle does.
@@ -77,8 +78,8 @@ class Kinked:
         self.tables: dict[int, Table] = {}
 
     def begin(self, slot: int, path: int, ends: tuple[float, float]) -> list[Work]:
-        """Open a path with equidistant nodes."""
-        alphas = np.linspace(*ends, OPENING)
+        """Open a path."""
+        alphas = np.array([ends[0], *(ends[0] + (ends[1] - ends[0]) * np.array(INNER)), ends[1]])
         return [Work(slot, path, alphas, np.zeros(OPENING, dtype=np.int64), "open")]
 
     def reduce(self, evaluated: Evaluated) -> None:

@@ -135,6 +135,7 @@ def neuron_conductance(
         baselines=baselines,
         additional_forward_args=additional_forward_args,
         on_train=on_train,
+        most=rules.rows,
     ) as ready:
         run = Run(ready, rules, n_steps, judge_leaves=True)
         features = Features(feature_groups, ready.path)

@@ -168,6 +168,17 @@ def _split(inputs: Inputs, extra: tuple[Any, ...]) -> tuple[tuple[Any, ...], dic
 
 def _moving(entries: Mapping[Key, Any], candidates: Sequence[Key]) -> list[Key]:
     tensors = [key for key in candidates if isinstance(entries[key], Tensor)]
+    for key in tensors:
+        if entries[key].is_complex():
+            raise TypeError(
+                f"{_label(key)} is a {_kind(entries[key])}; complex numbers have no path here: give real and imaginary "
+                "parts as real tensors (torch.view_as_real), and a model that joins them"
+            )
+        if entries[key].layout != torch.strided:
+            raise TypeError(
+                f"{_label(key)} is sparse ({entries[key].layout}); give {_label(key)}.to_dense(), or, if it does not "
+                "move, give it in additional_forward_args"
+            )
     moving = [key for key in tensors if entries[key].is_floating_point()]
     if not moving:
         given = ", ".join(f"{_label(key)}: {_kind(entries[key])}" for key in candidates) or "nothing"
@@ -220,6 +231,8 @@ def _start_of(baseline: Any, key: Key, end: Tensor) -> Tensor:
         if not isinstance(baseline, Tensor):
             raise TypeError(f"the callable given as baselines returned a {type(baseline).__name__}, expected a tensor")
     if baseline is None or (isinstance(baseline, (int, float)) and not isinstance(baseline, bool)):
+        if abs(baseline or 0) > torch.finfo(end.dtype).max:
+            raise ValueError(f"baselines is a number beyond the range of {end.dtype}, or infinite; give a finite one")
         start = torch.full_like(end, 0.0 if baseline is None else float(baseline))
     elif isinstance(baseline, Tensor):
         start = _fitted(baseline.detach(), key, end)
@@ -235,6 +248,11 @@ def _start_of(baseline: Any, key: Key, end: Tensor) -> Tensor:
 
 def _fitted(baseline: Tensor, key: Key, end: Tensor) -> Tensor:
     """A baseline of the input's shape from one of it, of a batch of one, or without the batch axis."""
+    if baseline.is_complex() or baseline.layout != torch.strided:
+        raise TypeError(
+            f"the baseline of {_label(key)} is {'complex' if baseline.is_complex() else 'sparse'}; expected real "
+            "numbers in a dense tensor"
+        )
     shape = tuple(baseline.shape)
     fits = shape in (tuple(end.shape), (1, *end.shape[1:]), tuple(end.shape[1:]), ())
     if not fits:

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from conductance.collecting import Collector, Finished
+from conductance.ends import Jump, end_gaps, jumps_at_ends, true_outputs
 from conductance.engine import Engine, check_finite, non_finite
 from conductance.panels import Evaluated, Floats, Scheme, Work, main_share
 from conductance.quadrature import PathRule
@@ -68,12 +70,14 @@ class Flight:
     evaluations: int = 0
     residuals: list[float] = field(default_factory=list)
     widths: list[float] = field(default_factory=list)
+    opened: dict[int, Floats] = field(default_factory=dict)  # of each path: F and dF/da of its outer nodes
+    outputs: dict[int, Floats] = field(default_factory=dict)  # F at the true ends, of the paths taken inside them
     works: list[Work] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What an example is judged on; arrays have one entry for each layer asked."""
+    """What an example is judged on; arrays have one entry for each layer asked, ``gap`` one for each end."""
 
     scale: Floats
     error: Floats
@@ -82,6 +86,7 @@ class Figures:
     magnitude: Floats
     factor: Floats
     residual: float
+    gap: Floats
     leaf_scale: float
     leaf_floor: float
     output: float
@@ -157,13 +162,17 @@ class Refinement:
             advance(done)
 
     def _admit(self, waiting: Iterator[int]) -> None:
-        while self._free:
-            example = next(waiting, None)
-            if example is None:
-                return
+        admitted = []
+        for example in islice(waiting, len(self._free)):
             flight = Flight(example, self._free.pop(), self.ends)
             flight.works = [work for n in range(self._paths) for work in self._begin(flight, n)]
             self._active[flight.slot] = self._flight_of[example] = flight
+            admitted.append(flight)
+        if admitted and self.ends != (0.0, 1.0):
+            works = [work for flight in admitted for work in flight.works]
+            found = true_outputs(self.engine, np.array([work.path for work in works]), self.rules.rows)
+            for work, output in zip(works, found, strict=True):
+                self._flight_of[work.path // self._paths].outputs[work.slot] = output
 
     def _begin(self, flight: Flight, n: int) -> list[Work]:
         return self.scheme.begin(flight.slot * self._paths + n, flight.example * self._paths + n, flight.ends)
@@ -206,6 +215,9 @@ class Refinement:
                 again += self._inset(work, paths, alphas, output, np.flatnonzero(bad))
             else:
                 groups.setdefault(work.kind, []).append(work)
+                if work.kind == "open":
+                    flight, ends = self._flight_of[work.path // self._paths], [at[0], at[-1]]
+                    flight.opened[work.slot] = np.stack([output[ends], slope[ends]])
         for group in groups.values():
             self.scheme.reduce(_evaluated(group, rows, call, output, slope))
         if again:
@@ -238,11 +250,15 @@ class Refinement:
         ends = (work.alphas[0], work.alphas[-1])
         if (
             work.kind != "open"
-            or flight.ends == (inside, 1 - inside)
+            or ends[0] >= inside
             or any(not np.isfinite(output[row]) or alphas[row] not in ends for row in mine)
         ):
             raise non_finite(self.engine, paths[mine], alphas[mine])
-        return self.scheme.begin(work.slot, work.path, (inside, 1 - inside))
+        if work.slot not in flight.outputs:  # the ends have just been run
+            at = [np.flatnonzero((paths == work.path) & (alphas == end))[0] for end in ends]
+            flight.outputs[work.slot] = output[at]
+        flight.ends = (inside, 1 - inside)
+        return self.scheme.begin(work.slot, work.path, flight.ends)
 
     # ---- judging
 
@@ -262,19 +278,22 @@ class Refinement:
     def _verdict(self, flight: Flight, summary: Summary, row: int) -> Finished | None:
         """What to say of an example that is done, or None with its next works set."""
         slots = self._slots(flight)
-        figures = self._figures(slots, summary, row)
+        figures = self._figures(flight, slots, summary, row)
         allowed = self.rules.rtol * np.maximum(figures.scale, figures.floor) + self.rules.atol
         within = np.where(
             figures.floor < 0.5 * allowed, allowed - figures.floor, np.maximum(0.5 * allowed, figures.floor)
         )
         precise = bool((figures.error <= within).all())  # what rounding hides is not worth a row
-        attributed = abs(figures.residual) <= self.rules.rtol * figures.leaf_scale + figures.leaf_floor
+        unexplained = self.rules.rtol * figures.leaf_scale + figures.leaf_floor
+        inner = figures.residual - float(figures.gap.sum())
+        at_ends = jumps_at_ends(figures.gap, flight.ends, unexplained + 3 * figures.leaf_floor)
+        attributed = max(abs(figures.residual), abs(inner)) <= unexplained and not at_ends
         flight.works = []
         status = ""
         if not precise:
             flight.works = self._refine(slots, figures, "error")
         if not flight.works and not attributed:
-            status = self._guard(flight, slots, figures)
+            status = "jump" if at_ends and abs(inner) <= unexplained else self._guard(flight, slots, inner)
             flight.works = [] if status else self._refine(slots, figures, "residual")
         if flight.works:
             flight.works = _affordable(flight.works, self.rules.max_evaluations - flight.evaluations)
@@ -284,8 +303,12 @@ class Refinement:
         asked = self.rules.rtol * figures.scale + self.rules.atol
         settled = precise and attributed and bool((figures.error + figures.floor <= asked).all())
         if not status:
-            status = "ok" if settled else self._why(slots, figures)
-        jumps = self._jumps(slots) if status == "jump" else ()
+            status = "ok" if settled else "jump" if at_ends else self._why(slots, figures, asked)
+        elif status in ("jump", "gradient") and abs(figures.residual) <= 16 * figures.leaf_floor and not at_ends:
+            status = "precision" if (figures.floor > asked).any() else status
+        jumps: tuple[Jump, ...] = ()
+        if status == "jump":
+            jumps = at_ends if at_ends and abs(inner) <= unexplained else (*self._jumps(slots), *at_ends)
         return Finished(
             example=flight.example, slot=flight.slot, status=status, jumps=jumps, evaluations=flight.evaluations,
             converged=settled and status == "ok", residual=figures.residual, error=figures.error + figures.floor,
@@ -293,21 +316,25 @@ class Refinement:
             factor=figures.factor, output=figures.output, baseline_output=figures.baseline_output,
         )  # fmt: skip
 
-    def _figures(self, slots: list[int], summary: Summary, row: int) -> Figures:
+    def _figures(self, flight: Flight, slots: list[int], summary: Summary, row: int) -> Figures:
         layers = slice(0, self._judged)
         _lefts, _, residuals = self.scheme.residuals(slots)
-        residual = float(residuals.sum()) / self._paths
+        gap = np.mean([end_gaps(flight.opened[slot][0], flight.outputs.get(slot)) for slot in slots], axis=0)
+        residual = float(residuals.sum()) / self._paths + float(gap.sum())
         factor = self.scheme.estimates(slots)
         limit = SPREAD * self.scheme.limit(slots)[layers] / self._paths
         magnitude = np.mean([self.scheme.magnitude(slot) for slot in slots], axis=0)
-        cut_off = self.ends[0] + (1.0 - self.ends[1])  # the path is shorter by this much
-        floor = (ROUNDINGS * self.precision + cut_off) * magnitude
+        cut_off = flight.ends[0] + (1.0 - flight.ends[1])  # the path is shorter by this much
+        rounding = ROUNDINGS * self.precision * magnitude
+        floor = rounding + cut_off * magnitude
         leaf_total = float(summary.total[row, self._layers :].sum())
         change = leaf_total + residual
+        leaf_scale = max(abs(change), float(summary.scale[row, self._layers :].sum()))
+        slope = min(np.mean([np.abs(flight.opened[slot][1]) for slot in slots], axis=0).tolist())
         total = summary.total[row, : self._layers]  # across a jump a cut carries what the leaf does, or all of dF
         missed = np.where(self._cuts, np.minimum(np.abs(total - leaf_total), np.abs(total - change)), 0.0)
         missed = np.append(missed, np.zeros(self._judged - self._layers))
-        start, end = self.scheme.outputs(slots)
+        start, end = np.mean([flight.outputs.get(slot, flight.opened[slot][0]) for slot in slots], axis=0).tolist()
         return Figures(
             scale=summary.scale[row, layers],
             error=np.maximum(np.minimum(summary.estimate[row, layers], limit) * factor[layers], missed),
@@ -316,8 +343,10 @@ class Refinement:
             magnitude=magnitude[layers],
             factor=factor,
             residual=residual,
-            leaf_scale=max(abs(change), float(summary.scale[row, self._layers :].sum())),
-            leaf_floor=float(floor[self._layers :].sum())
+            gap=gap,
+            leaf_scale=leaf_scale,
+            leaf_floor=float(rounding[self._layers :].sum())
+            + 10 * cut_off * max(leaf_scale, slope)  # of the change at the ends, what any function has
             + ROUNDINGS * float(self.precision.max()) * max(abs(start), abs(end)),
             output=end,
             baseline_output=start,
@@ -333,7 +362,7 @@ class Refinement:
         leaves = np.full(len(self.sums.layouts) - self._judged, np.inf)
         return np.concatenate([0.25 * self.precision[: self._judged] * figures.magnitude, leaves])
 
-    def _guard(self, flight: Flight, slots: list[int], figures: Figures) -> str:
+    def _guard(self, flight: Flight, slots: list[int], residual: float) -> str:
         """Name the reason if the unattributed share does not shrink; "" to go on.
 
         Splitting a panel with a jump leaves the residual to one half; where the gradient is not the derivative each
@@ -341,7 +370,7 @@ class Refinement:
         """
         left, right, _ = self._main_share(slots)
         width = float((right - left).sum()) / self._paths
-        flight.residuals.append(abs(figures.residual))
+        flight.residuals.append(abs(residual))
         flight.widths.append(width)
         if len(flight.residuals) <= PATIENCE or flight.residuals[-1] <= 0.5 * flight.residuals[-1 - PATIENCE]:
             return ""
@@ -356,13 +385,15 @@ class Refinement:
         chosen = np.abs(residual) >= main_share(np.abs(residual))
         return left[chosen], right[chosen], residual[chosen]
 
-    def _jumps(self, slots: list[int]) -> tuple[tuple[float, float, float], ...]:
+    def _jumps(self, slots: list[int]) -> tuple[Jump, ...]:
         left, right, size = self._main_share(slots)
         order = np.argsort(left, kind="stable")
         return tuple((float(left[k]), float(right[k]), float(size[k])) for k in order)
 
-    def _why(self, slots: list[int], figures: Figures) -> str:
+    def _why(self, slots: list[int], figures: Figures, asked: Floats) -> str:
         """Status of an example that nothing more can be done for."""
+        if (figures.floor > asked).any():
+            return "precision"
         return "jump" if self.scheme.blocked(slots, self._rounding(figures)) else "precision"
 
     def _finish(self, flight: Flight, verdict: Finished) -> None:

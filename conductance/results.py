@@ -206,7 +206,7 @@ class TotalConductance(Mapping[str, Tensor]):
     def coverage_error(self) -> dict[str, Tensor]:
         """Per hook point ``(batch,)``: estimated error of `coverage`, ``error · Σ|C| / |F(x) - F(x')|``."""
         size = self.output_change.abs()
-        absolute = {layer: self[layer].to(size).reshape(len(size), -1).abs().sum(1) for layer in self}
+        absolute = {layer: self[layer].to(size).abs().unsqueeze(1).flatten(1).sum(1) for layer in self}
         return {layer: self.error[layer].to(size) * absolute[layer] / size for layer in self}
 
     def per_unit(self, layer: str) -> Tensor:
@@ -245,7 +245,8 @@ class TotalConductance(Mapping[str, Tensor]):
         Returns
         -------
         pandas.DataFrame
-            Columns ``layer``, ``unit``, ``example``, ``conductance`` and its estimated absolute ``error``.
+            Columns ``layer``, ``unit``, ``example``, ``conductance`` and its estimated absolute ``error``; over several
+            baselines ``spread`` too, its standard deviation (of several positions the sum of theirs, an upper bound).
 
         Raises
         ------
@@ -261,8 +262,9 @@ class TotalConductance(Mapping[str, Tensor]):
         -------
         pandas.DataFrame
             Columns ``layer``, ``type``, ``units``, ``cut``; ``conductance`` and ``abs``, the means over
-            examples of ``Σ C`` and ``Σ|C|`` over units; ``coverage`` and ``coverage_error``, the means over
-            examples whose output changes; ``error``, the largest over examples.
+            examples of ``Σ C`` and ``Σ|C|`` over units; ``coverage`` and ``coverage_error``, the medians
+            over examples whose output changes (ratios to a change near 0 would rule a mean); ``error``, the largest
+            over examples. Of no examples all of these are nan.
         """
         return _result_tables.summary(self)
 

@@ -6,21 +6,23 @@ the model is evaluated: the quantities that take more than one backward pass a r
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from conductance._requests import PROBED, check_mode, named_points, usable_points
+from conductance._requests import check_mode, fewest_rows, named_points, usable_points
 from conductance.collecting import Collector
-from conductance.engine import Engine, check_rows, undisturbed
-from conductance.errors import ConductanceError, check_choice
+from conductance.engine import Engine, undisturbed
+from conductance.errors import check_choice
 from conductance.fixed import FixedRule
-from conductance.hooks import LayerSpec, PointInfo, Probe, Selection, probe, select
+from conductance.hooks import LayerSpec, PointInfo, Probe, Selection, select
 from conductance.kinked import Kinked
 from conductance.path import Baseline, Inputs, StraightPath
 from conductance.quadrature import PathRule
@@ -29,6 +31,7 @@ from conductance.results import LayerInfo, TotalConductance
 from conductance.smooth import Smooth
 from conductance.sums import Layout, NodeStore, RunningSums
 from conductance.targets import Target, TargetFunction, target_function
+from conductance.trying import tried
 
 #: Bytes of tapped tensors that one call may hold when the user names no size.
 CALL_BYTES = 1 << 28
@@ -50,6 +53,8 @@ class Prepared:
         The path of the inputs, and the target as a function of output and example numbers.
     found, points, left_out
         What the probe found, the points that can be explained, and the names of those that cannot.
+    fewest
+        Rows that a call needs at least.
     """
 
     model: Callable[..., Any]
@@ -59,6 +64,7 @@ class Prepared:
     found: Probe
     points: list[PointInfo]
     left_out: list[str]
+    fewest: int
 
     @property
     def kinked(self) -> bool:
@@ -76,18 +82,22 @@ def prepared(
     baselines: Baseline | list[Any],
     additional_forward_args: Any,
     on_train: Literal["error", "warn"],
+    most: int,
 ) -> Iterator[Prepared]:
-    """Check what was asked and try the model; within the context it is in the state to run in."""
+    """Check what was asked and try the model; within the context it is in the state to run in.
+
+    ``most`` is the rows that the user allows a call, 0 for any number; else as for total conductance.
+    """
     check_choice("on_train", on_train, ("error", "warn"))
     selection = select(model, layers)
-    check_mode(model, selection, on_train)
+    noisy = check_mode(model, selection, on_train)
     extra = () if additional_forward_args is None else additional_forward_args
     with undisturbed(model, selection.modules):
         path = StraightPath(inputs, baselines, extra if isinstance(extra, tuple) else (extra,))
         function = target_function(target, path.batch)
-        found = _probed(model, selection, path, function)
+        found = tried(model, selection, path, function, most=most, warn=None if noisy else on_train == "warn")
         points, left_out = usable_points(found, named_points(layers, selection))
-        yield Prepared(model, selection, path, function, found, points, left_out)
+        yield Prepared(model, selection, path, function, found, points, left_out, fewest_rows(noisy))
 
 
 class Run:
@@ -123,7 +133,7 @@ class Run:
         share = self.rows // n_steps if n_steps is not None else self.rows // 16
         flights = max(1, min(path.batch, share // per_example))
         kinked = ready.kinked
-        self.engine = engine = Engine(ready.model, ready.selection.modules, points, path, ready.function)
+        self.engine = engine = Engine(ready.model, ready.selection.modules, points, path, ready.function, ready.fewest)
         self.layouts = layouts
         self.collector = Collector(layouts, path.batch, spread=per_example > 1)
         few = n_steps is not None and n_steps <= min(self.rows, 64)
@@ -155,6 +165,8 @@ class Run:
         every = range(self.path.batch)
         with tqdm(total=len(examples or every), desc="conductance", unit="example", disable=not progress) as bar:
             try:
+                if progress:
+                    self.engine.ran = partial(_show, bar)
                 if isinstance(self._method, FixedRule):
                     self._method.run(bar.update, every)
                 else:
@@ -193,23 +205,12 @@ class Run:
         )
 
 
-def _probed(model: Callable[..., Any], selection: Selection, path: StraightPath, function: TargetFunction) -> Probe:
-    """Run two rows at the inputs to see what there is, and refuse what cannot be explained."""
-    paths = torch.tensor([0, path.count - 1], device=path.device)
-    rows = path.rows(paths, torch.ones(2, device=path.device, dtype=torch.float32))
-
-    def run() -> Tensor:
-        output = function(model(*rows.args, **rows.kwargs), paths // path.per_example)
-        check_rows(output, PROBED)
-        return output
-
-    found = probe(model, selection, run, rows.leaves)
-    if not found.gradient_flows:
-        raise ConductanceError(
-            "the target does not depend on the inputs through differentiable operations: the model detaches its output "
-            "(detach(), no_grad, numpy, argmax), or the target is a constant; explain the logits before that operation"
-        )
-    return found
+def _show(bar: Any, evaluations: int) -> None:
+    """Show how many rows have been run: examples take many calls each."""
+    bar.set_postfix(evaluations=evaluations, refresh=False)
+    if time.perf_counter() - getattr(bar, "shown", 0.0) > 0.1:
+        bar.shown = time.perf_counter()
+        bar.refresh()
 
 
 def _layout(info: PointInfo) -> Layout:

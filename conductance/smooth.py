@@ -74,7 +74,8 @@ class Cell:
         """What part of the difference of levels is taken as the error, for each point."""
         if self.level <= OPENING:
             return np.ones_like(self.local)
-        fall = self.local / np.maximum(self.before, np.finfo(np.float64).tiny)
+        with np.errstate(over="ignore"):
+            fall = self.local / np.maximum(self.before, np.finfo(np.float64).tiny)
         return np.where(fall <= 1 / FALL, np.minimum(1.0, SAFETY * fall), 1.0)
 
 

@@ -107,7 +107,7 @@ def _index(target: Any, batch: int) -> Tensor:
     if isinstance(target, (bool, str, bytes, float)):
         raise TypeError(f"target is {target!r}; expected an int, a tuple of ints, one int an example, or a callable")
     if isinstance(target, int):
-        return torch.tensor([target])
+        return _integers([target])
     if isinstance(target, tuple):
         return _integers(target).reshape(-1)
     index = _integers(target)
@@ -125,7 +125,7 @@ def _index(target: Any, batch: int) -> Tensor:
 def _integers(target: Any) -> Tensor:
     try:
         index = target.detach().cpu() if isinstance(target, Tensor) else torch.as_tensor(target)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise TypeError(
             f"target is a {type(target).__name__} that is no index ({error}); expected an int, a tuple of ints, "
             "one int an example, or a callable"

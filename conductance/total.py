@@ -47,7 +47,8 @@ def total_conductance(
         move along the path, everything else is handed on as it is.
     layers
         Dotted name (``"act#2"``: the third call, ``"lstm[0]"``: the first tensor of a tuple, ``"fc:in"``: the input),
-        glob (``*`` matches dots too), module, type, ``HookPoint`` or a list of these; None is every module without
+        glob (``*`` matches dots too), module, type, ``HookPoint`` or a list of these, the table of
+        ``hooks.list_points`` or a part of it; None is every module without
         children. What a glob, a type or None brings in that never runs or has no batch axis is left out
         (``settings["left_out"]``). Modules of a plain callable are called ``Linear_0``, ``ReLU_1`` and so on.
     target
@@ -74,9 +75,10 @@ def total_conductance(
         Most rows of one model call; examples are split over calls if need be. None chooses from the bytes that the
         tapped tensors take, never from free memory.
     on_train
-        What to do where dropout or batch norm is in train mode: "error", or "warn" and go on.
+        What to do where dropout or batch norm is in train mode, or rows turn out to depend on chance or on each other:
+        "error", or "warn" and go on.
     progress
-        Show a progress bar.
+        Show a progress bar: the examples that are done, and the evaluations run so far.
 
     Returns
     -------
@@ -88,7 +90,8 @@ def total_conductance(
     ValueError, TypeError
         For an argument that cannot be used; the message names it.
     ConductanceError
-        If the model detaches its output from the input, or NaN or infinity turns up (the layer is named).
+        If the model detaches its output from the input, is random, mixes its rows or takes batches of one size only;
+        if its graph changes between calls; if NaN or infinity turns up (the layer is named).
 
     Warns
     -----
@@ -103,7 +106,9 @@ def total_conductance(
     error is above its ``unit_error`` for about one unit in twenty.
 
     Where the model has kinks the ends of the path are taken 1e-12 of its length inside (1e-6 below float64), since a
-    baseline of zeros often lies on a kink.
+    baseline of zeros often lies on a kink; where the gradient is infinite at an end (a root at zero), 1e-9 (1e-6). The
+    outputs are those at the true ends, by rows that run forward only and do not count as evaluations; what F changes
+    by on the way there is part of ``unattributed``, and a jump at that end if it is beyond the tolerance.
 
     References
     ----------
@@ -132,6 +137,7 @@ def total_conductance(
         baselines=baselines,
         additional_forward_args=additional_forward_args,
         on_train=on_train,
+        most=rules.rows,
     ) as ready:
         run = Run(ready, rules, n_steps)
         interrupted = run.execute(progress)

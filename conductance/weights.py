@@ -109,6 +109,7 @@ def weight_conductance(
         baselines=baselines,
         additional_forward_args=additional_forward_args,
         on_train=on_train,
+        most=rules.rows,
     ) as ready:
         run = Run(ready, rules, n_steps)
         nodes = run.keep_rules()

@@ -2,6 +2,7 @@
 
 from conductance.hooks.capturing import Consumer, capture
 from conductance.hooks.holding import hold
+from conductance.hooks.keeping import buffers_kept
 from conductance.hooks.listing import PointTable, list_points
 from conductance.hooks.points import HookPoint
 from conductance.hooks.probing import PointInfo, Probe, probe
@@ -19,6 +20,7 @@ __all__ = [
     "PointTable",
     "Probe",
     "Selection",
+    "buffers_kept",
     "capture",
     "edge_of",
     "hold",

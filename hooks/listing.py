@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from conductance.hooks._trees import replaced, tensors
+from conductance.hooks.keeping import buffers_kept
 from conductance.hooks.points import HookPoint
 from conductance.hooks.probing import PointInfo, probe
 from conductance.hooks.selecting import LayerSpec, Selection, select
@@ -108,7 +109,7 @@ def list_points(model: nn.Module, inputs: Inputs, *, target: Target = None, path
     args, kwargs, leaves = _moving(inputs, fixed=path_from is not None)
     selection = Selection(modules := dict(model.named_modules()), tuple(map(HookPoint, modules)))
 
-    with _as_it_was(model, args, kwargs), torch.enable_grad(), _injection(model, path_from, leaves):
+    with _as_it_was(model, args, kwargs), _injection(model, path_from, leaves):
         found = probe(model, selection, lambda: _scalar(model(*args, **kwargs), target), leaves)
     if path_from is not None and not leaves:
         msg = f"path_from: {path_from!r} never ran, or gives no tensor of floating-point numbers"
@@ -121,12 +122,15 @@ def _moving(inputs: Inputs, *, fixed: bool) -> tuple[tuple[Any, ...], dict[str, 
     leaves: list[Tensor] = []
 
     def moving(value: Any) -> Any:
-        if fixed or not isinstance(value, Tensor) or not value.is_floating_point():
+        if not isinstance(value, Tensor):
+            return value
+        value = value.clone() if value.is_inference() else value
+        if fixed or not value.is_floating_point():
             return value
         leaves.append(value.detach().requires_grad_())
         return leaves[-1].clone()
 
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
         if isinstance(inputs, Mapping):
             return (), {key: moving(value) for key, value in inputs.items()}, leaves
         if isinstance(inputs, Tensor):
@@ -152,14 +156,19 @@ def _scalar(output: Any, target: Target) -> Tensor:
             msg = f"target: the callable returned {type(result).__name__}, expected a tensor"
             raise TypeError(msg)
         return result
-    if not isinstance(target, int):
+    if not isinstance(target, int) or isinstance(target, bool):
         msg = f"target: expected an int, a callable or None, got {type(target).__name__}"
         raise TypeError(msg)
-    logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    logits = output if isinstance(output, Tensor) else logits
     if not isinstance(logits, Tensor):
         kind = type(output).__name__
         msg = f"target: an int needs a tensor or .logits as output, got {kind}; give a callable"
         raise TypeError(msg)
+    if logits.ndim < 2 or not -logits.shape[1] <= target < logits.shape[1]:
+        expected = f"an index from 0 to {logits.shape[1] - 1}" if logits.ndim > 1 else "None or a callable"
+        msg = f"target: {target} is out of range for an output of shape {tuple(logits.shape)}; expected {expected}"
+        raise ValueError(msg)
     return logits[:, target]
 
 
@@ -202,23 +211,15 @@ def _injection(model: nn.Module, path_from: LayerSpec, leaves: list[Tensor]) -> 
 
 @contextmanager
 def _as_it_was(model: nn.Module, args: Iterable[Any], kwargs: Mapping[str, Any]) -> Iterator[None]:
-    """Put buffers and the state of random numbers back afterwards."""
-    kept = [
-        (module, name, buffer, None if buffer is None else buffer.clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-    ]
+    """Put buffers and the state of random numbers back afterwards; gradients are on, whatever the caller has set."""
     values = [*model.parameters(), *model.buffers(), *args, *kwargs.values()]
     devices = {value.device for value in values if isinstance(value, Tensor)}
     kind = next((device.type for device in devices if device.type in ("cuda", "xpu")), "cuda")
     numbers = sorted({device.index or 0 for device in devices if device.type == kind})
-    try:
-        with torch.random.fork_rng(numbers, device_type=kind):
-            yield
-    finally:
-        with torch.no_grad():
-            for module, name, buffer, saved in kept:
-                module._buffers[name] = buffer
-                # Batch norm changes its statistics without a new version of the tensor: compare the values.
-                if buffer is not None and saved is not None and not torch.equal(buffer, saved):
-                    buffer.copy_(saved)
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.random.fork_rng(numbers, device_type=kind),
+        buffers_kept(model.modules()),
+    ):
+        yield

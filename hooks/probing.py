@@ -203,7 +203,7 @@ def _info(place: Place, request: HookPoint, recorder: Recorder, view: GraphView,
         call=call if calls > 1 else None,
         index=index,
         batch_axis=request.batch_axis or module_batch_axis(module, side, index, len(shape)),
-        unit_axis=_unit_axis(request, module, seen),
+        unit_axis=_unit_axis(request, module, seen, place),
     )
     _check_groups(point, shape)
     edges = [e for other in recorder.siblings(place) if (e := recorder.seen[other].edge) is not None]
@@ -226,13 +226,20 @@ def _cut(view: GraphView, edges: Sequence[Edge]) -> bool | None:
     return view.is_cut(edges) if view.gradient_flows else None
 
 
-def _unit_axis(request: HookPoint, module: nn.Module, seen: Seen) -> int:
+def _unit_axis(request: HookPoint, module: nn.Module, seen: Seen, place: Place) -> int:
     ndim = seen.alias.ndim
     if request.unit_axis is not None:
         if not -ndim <= request.unit_axis < ndim:
             msg = (
                 f"layers: {request.name!r} has unit_axis={request.unit_axis}, but its tensor has {ndim} "
                 f"axes: {tuple(seen.alias.shape)}"
+            )
+            raise ValueError(msg)
+        batch = request.batch_axis or module_batch_axis(module, place[1], place[3], ndim)
+        if ndim > 1 and request.unit_axis % ndim == batch % ndim:
+            msg = (
+                f"layers: {request.name!r} has unit_axis={request.unit_axis}, the axis of the examples (batch_axis="
+                f"{batch}) of its tensor {tuple(seen.alias.shape)}; give another one, or unit_axis=None to find it"
             )
             raise ValueError(msg)
         return request.unit_axis % ndim

@@ -5,13 +5,16 @@ import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import nn
 
 from conductance.hooks.points import HookPoint
 
-LayerSpec: TypeAlias = "str | nn.Module | type[nn.Module] | HookPoint | Sequence[LayerSpec] | None"
+if TYPE_CHECKING:
+    from conductance.hooks.probing import PointInfo
+
+LayerSpec: TypeAlias = "str | nn.Module | type[nn.Module] | HookPoint | PointInfo | Sequence[LayerSpec] | None"
 
 _LISTING = "hooks.list_points(model, inputs) lists what can be tapped"
 
@@ -43,7 +46,8 @@ def select(model: Callable[..., Any] | Mapping[str, nn.Module], layers: LayerSpe
     layers
         `None`: every module without children (the model itself if it has none). A string: a name with its
         suffixes (see `HookPoint`) or a glob over module names such as ``"features.*"``. A module of the
-        model; a type, for all modules of that type; a `HookPoint`; or a list of these.
+        model; a type, for all modules of that type; a `HookPoint`, or a `PointInfo` of one; or a list of these, such
+        as the table of `list_points`.
 
     Returns
     -------
@@ -111,8 +115,8 @@ class _Directory:
             yield from self._leaves()
         elif isinstance(layers, str):
             yield from self._named(layers)
-        elif isinstance(layers, HookPoint):
-            yield replace(layers, module=self._known(layers.module, layers.name))
+        elif isinstance(point := getattr(layers, "point", layers), HookPoint):  # or a PointInfo
+            yield replace(point, module=self._known(point.module, point.name))
         elif isinstance(layers, nn.Module):
             yield HookPoint(self._identified(layers))
         elif isinstance(layers, type) and issubclass(layers, nn.Module):

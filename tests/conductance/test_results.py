@@ -106,7 +106,11 @@ def test_dataframe_has_one_row_a_layer_example_and_unit() -> None:
     """Every number is found where its labels say."""
     total = make()
     frame = total.to_dataframe()
-    assert list(frame.columns) == ["layer", "unit", "example", "conductance", "error"]
+    assert list(frame.columns) == ["layer", "unit", "example", "conductance", "error", "spread"]
+    assert "spread" not in make(spread=False).to_dataframe()
+    spread = frame[frame["layer"] == "conv"].pivot_table(index="example", columns="unit", values="spread")
+    assert total.spread is not None
+    torch.testing.assert_close(torch.tensor(spread.to_numpy()), total.spread["conv"].sum((2, 3)))
     assert len(frame) == 3 * (5 + 2 + 1 + 4)
     assert pd.api.types.is_string_dtype(frame["layer"])
     assert list(frame["layer"].unique()) == list(SHAPES)
@@ -131,9 +135,29 @@ def test_summary() -> None:
     assert row["type"] == "Conv2d"
     assert row["conductance"] == pytest.approx(float(units.sum(1).mean()))
     assert row["abs"] == pytest.approx(float(units.abs().sum(1).mean()))
-    assert row["coverage"] == pytest.approx(float(total.coverage["conv"].mean()))
-    assert row["coverage_error"] == pytest.approx(float(total.coverage_error["conv"].mean()))
+    assert row["coverage"] == pytest.approx(float(total.coverage["conv"].median()))
+    assert row["coverage_error"] == pytest.approx(float(total.coverage_error["conv"].median()))
     assert row["error"] == float(total.error["conv"].max())
+
+
+def test_one_example_whose_output_hardly_changes_does_not_rule_the_summary() -> None:
+    """Coverage is a ratio: of 5 examples, one with a change of 1e-12."""
+    total = make(batch=5)
+    almost = total.baseline_output.clone()
+    almost[1:] = total.output[1:] - 1.0
+    almost[0] = total.output[0] - 1e-12
+    changed = replace(total, baseline_output=almost)
+    row = changed.summary().iloc[0]
+    assert row["coverage"] == pytest.approx(float(changed.coverage["conv"].median()))
+    assert abs(row["coverage"]) < 1e3
+
+
+def test_a_summary_of_no_examples() -> None:
+    """All layers are there, and nothing is known."""
+    empty = make().select([])
+    assert list(empty.summary()["layer"]) == list(SHAPES)
+    assert empty.summary()["coverage"].isna().all()
+    assert "0 examples" in empty._repr_html_()
 
 
 def test_repr() -> None:
@@ -155,7 +179,7 @@ def test_html_escapes_names(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "3 examples, 1 converged, median 9 evaluations, 1 jump, 1 budget</p>" in text
     assert text.count("<tr>") == 5
     assert text.count("<td>cut</td>") == 1
-    coverage, error = float(total.coverage["conv"].mean()), float(total.coverage_error["conv"].mean())
+    coverage, error = float(total.coverage["conv"].median()), float(total.coverage_error["conv"].median())
     assert f"<td>conv</td><td>Conv2d</td><td>5</td><td>{total['conv'].sum() / 3:.4g}</td>" in text
     assert f"<td>{coverage:.3g} ± {error:.1g}</td><td>{total.error['conv'].max():.1e}</td>" in text
 

@@ -93,7 +93,7 @@ def test_wrong_files(tmp_path: Path) -> None:
         load(path)
 
 
-@pytest.mark.parametrize("damage", ["tensor", "content", "json", "shape"])
+@pytest.mark.parametrize("damage", ["tensor", "content", "json", "shape", "settings"])
 def test_damaged_files(tmp_path: Path, damage: str) -> None:
     """A file with something missing is refused."""
     path = tmp_path / "file"
@@ -107,9 +107,11 @@ def test_damaged_files(tmp_path: Path, damage: str) -> None:
     elif damage == "shape":
         tensors["unit_error/conv"] = tensors["unit_error/conv"][1:]
     else:
-        metadata |= {"content": "{}" if damage == "content" else "{"}
+        settings = json.dumps({**json.loads(metadata["content"]), "settings": [1, 2]})
+        metadata |= {"content": {"content": "{}", "json": "{", "settings": settings}[damage]}
     save_file(tensors, path, metadata=metadata)
-    with pytest.raises(ValueError, match=r"file, but damaged"):
+    reason = "settings is a list, expected a dict" if damage == "settings" else ""
+    with pytest.raises(ValueError, match=rf"file, but damaged.*{reason}"):
         load(path)
 
 

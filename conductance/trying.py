@@ -1,0 +1,150 @@
+"""The first run of a model: what can be tapped, and whether its rows depend on themselves alone.
+
+Everything rests on rows that do not know of each other: an example's rows share calls with those of any others. So two
+rows are tried together, and then each beside copies of itself; if a row does not give the same again, the model is
+random or mixes its rows.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from conductance._requests import PROBED
+from conductance.engine import check_rows
+from conductance.errors import ConductanceError
+from conductance.hooks import Probe, Selection, probe
+from conductance.path import Rows, StraightPath
+from conductance.targets import TargetFunction
+
+#: Places of the two rows: they differ even where there is one example only.
+PLACES = (1.0, 0.618)
+#: Two runs differ if they do by more than this many roots of the rounding error, as part of the output's size.
+DIFFERENT = 4.0
+
+
+def tried(
+    model: Callable[..., Any],
+    selection: Selection,
+    path: StraightPath,
+    function: TargetFunction,
+    *,
+    most: int,
+    warn: bool | None,
+) -> Probe:
+    """Run two rows to see what there is, and refuse what cannot be explained.
+
+    Parameters
+    ----------
+    model, selection, path, function
+        What is run, tapped and explained.
+    most
+        Rows that calls have at most, 0 for any number; where there are several, they must not influence each other.
+    warn
+        Warn of a model that is random or mixes its rows; False refuses it, None is for one known to be so.
+    """
+    trial = _Trial(model, path, function)
+    paths = torch.tensor([0, path.count - 1], device=path.device)
+    places = torch.tensor(PLACES, device=path.device)
+    rows = path.rows(paths, places)
+    first: list[Tensor] = []
+
+    def run() -> Tensor:
+        first.append(trial.run(rows, paths))
+        return first[-1]
+
+    found = probe(model, selection, run, rows.leaves)
+    if not found.gradient_flows:
+        raise ConductanceError(
+            "the target does not depend on the inputs through differentiable operations: the model detaches its output "
+            "(detach(), no_grad, numpy, argmax), or the target is a constant; explain the logits before that operation"
+        )
+    if warn is not None:
+        trial.coarsest = max((info.dtype for info in found.points), key=_eps, default=path.dtype)
+        reason = trial.impure(first[0].detach(), paths, places, most)
+        if reason and not warn:
+            raise ConductanceError(f'{reason}, or pass on_train="warn" to go on')
+        if reason:
+            warnings.warn(reason, UserWarning, stacklevel=3)
+    return found
+
+
+class _Trial:
+    """Runs of a few rows, forward only."""
+
+    def __init__(self, model: Callable[..., Any], path: StraightPath, function: TargetFunction) -> None:
+        self.model, self.path, self.function = model, path, function
+        self.coarsest = path.dtype
+        self.size = 0.0
+
+    def run(self, rows: Rows, paths: Tensor) -> Tensor:
+        """F of some rows; notes the size of the output."""
+        try:
+            output = self.model(*rows.args, **rows.kwargs)
+        except Exception as error:
+            if len(paths) != self.path.batch and (len(paths) > PROBED or self._runs_as_given()):
+                ran = self.path.batch if len(paths) == PROBED else PROBED
+                raise ConductanceError(
+                    f"the model runs on {ran} rows but not on {len(paths)} ({type(error).__name__}: {error}): it takes "
+                    "batches of one size only, while the points of the path are run in calls of any number of rows; "
+                    "give a model without a fixed batch size (x.shape[0] in place of a number)"
+                ) from error
+            raise
+        value = self.function(output, paths // self.path.per_example)
+        check_rows(value, len(paths))
+        for tensor in (value, output):
+            if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.numel():
+                self.size = max(self.size, float(tensor.detach().abs().nan_to_num(0, 0).max()))
+        return value
+
+    def _runs_as_given(self) -> bool:
+        paths = torch.arange(self.path.batch, device=self.path.device) * self.path.per_example
+        rows = self.path.rows(paths, torch.ones(len(paths), device=self.path.device))
+        try:
+            with torch.no_grad():
+                self.model(*rows.args, **rows.kwargs)
+        except Exception:
+            return False
+        return True
+
+    def impure(self, first: Tensor, paths: Tensor, places: Tensor, most: int) -> str:
+        """Why F of a row is not a matter of that row alone; "" if it is."""
+
+        def again(which: list[int]) -> Tensor:
+            return self.run(self.path.rows(paths[which], places[which]), paths[which]).detach()
+
+        # three copies of one row, two of the other: another number of rows is tried too
+        copies = 2 if most == 2 else 3
+        alone = again([0, 1]) if most == 1 else torch.stack([again([0] * copies)[0], again([1] * 2)[0]])
+        if self._same(first, alone):
+            return ""
+        repeated = again([0, 1])
+        if not self._same(first, repeated):
+            return (
+                f"the model is random: the same two rows gave {_told(first)}, and then {_told(repeated)} (dropout or "
+                "noise that is on in eval mode, sampling); make it deterministic, such as by "
+                "F.dropout(x, training=self.training) and model.eval()"
+            )
+        return (
+            f"the rows of the model influence each other: two rows gave {_told(first)} together, and {_told(alone)} "
+            "each beside copies of itself (normalising over the batch, a decision on the whole batch such as "
+            "'if x.sum() > 0'); change the model so that each row depends on itself only, pass internal_batch_size=1, "
+            "which runs each row alone"
+        )
+
+    def _same(self, first: Tensor, second: Tensor) -> bool:
+        coarsest = max(self.coarsest, first.dtype, key=_eps)
+        allowed = DIFFERENT * _eps(coarsest) ** 0.5 * self.size
+        return torch.allclose(first, second, rtol=0.0, atol=allowed, equal_nan=True)
+
+
+def _eps(dtype: torch.dtype) -> float:
+    return float(torch.finfo(dtype).eps)
+
+
+def _told(values: Tensor) -> str:
+    return " and ".join(f"{value:.6g}" for value in values.tolist())
