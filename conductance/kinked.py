@@ -26,7 +26,7 @@ from conductance.quadrature import Panel, PathRule
 from conductance.sums import Layout, NodeStore, RunningSums, Workspace, blocks, wide_dtype
 
 #: Nodes that open a path: the inner ones at irrational places, for at even ones a periodic function looks constant.
-INNER = (np.sqrt(5) - 2, np.sqrt(0.5) - 0.19, np.sqrt(5) / 3)
+INNER = (np.sqrt(0.06), np.sqrt(0.27), np.sqrt(0.56))
 OPENING = len(INNER) + 2
 #: Panels within this factor of an example's worst are split in the same round.
 WORST = 0.5
