@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from conductance.panels import Evaluated, Floats, Places, Table, Work, main_share
-from conductance.sums import Layout, NodeStore, RunningSums, Workspace, blocks, wide_dtype
+from conductance.store import NodeStore
+from conductance.sums import Layout, RunningSums, Workspace, blocks, wide_dtype
 
 #: Nodes that open a path.
 OPENING = 5

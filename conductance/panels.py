@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from conductance.sums import Call, Nodes
+from conductance.store import Call, Nodes
 
 Floats = NDArray[np.float64]
 Places = NDArray[np.int64]

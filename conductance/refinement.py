@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from conductance.collecting import Collector, Finished
 from conductance.engine import Engine, check_finite, non_finite
 from conductance.panels import Evaluated, Floats, Scheme, Work, main_share
-from conductance.sums import SPREAD, Call, RunningSums, Summary
+from conductance.store import Call
+from conductance.sums import SPREAD, RunningSums, Summary
 
 #: Rounds after which the guard asks whether the unattributed share has halved.
 PATIENCE = 5

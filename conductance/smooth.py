@@ -17,7 +17,8 @@ from torch import Tensor
 
 from conductance import quadrature
 from conductance.panels import Evaluated, Floats, Places, Work, main_share
-from conductance.sums import Layout, NodeStore, RunningSums, Workspace, blocks, wide_dtype
+from conductance.store import NodeStore
+from conductance.sums import Layout, RunningSums, Workspace, blocks, wide_dtype
 
 #: Level that opens a path or a half: 5 nodes, so that two differences of levels are known from the start.
 OPENING = 2

@@ -27,7 +27,8 @@ from conductance.path import Baseline, Inputs, StraightPath
 from conductance.refinement import Refinement, Rules
 from conductance.results import LayerInfo, TotalConductance
 from conductance.smooth import Smooth
-from conductance.sums import Layout, NodeStore, RunningSums
+from conductance.store import NodeStore
+from conductance.sums import Layout, RunningSums
 from conductance.targets import Target, TargetFunction, target_function
 
 #: Bytes of tapped tensors that one call may hold when the user names no size.
