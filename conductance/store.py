@@ -17,6 +17,8 @@ from conductance.sums import Layout, Workspace, work_dtype
 
 #: Nodes of the first chunk of the store.
 FIRST = 16
+#: Parts of less than this number are copied one by one.
+FEW = 8
 
 
 class Call:
@@ -139,7 +141,7 @@ class Nodes:
         for chunk in np.unique(chunks).tolist():
             to = np.flatnonzero(chunks == chunk)
             rows = flat[to] if chunk < 0 else -flat[to] - 1 - _start(chunk)
-            self.moves.append((chunk, _rows(to, device), _rows(rows, device)))
+            self.moves += [(chunk, _rows(t, device), _rows(r, device)) for t, r in _runs(to, rows)]
 
 
 def _start(chunk: int) -> int:
@@ -150,6 +152,14 @@ def _start(chunk: int) -> int:
 def _chunk(places: NDArray[np.int64]) -> NDArray[np.int64]:
     """Chunk of each place."""
     return np.asarray(np.frexp(places // FIRST)[1], dtype=np.int64)
+
+
+def _runs(to: NDArray[np.int64], rows: NDArray[np.int64]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Cut rows to copy where their goals do not follow each other, if that makes few parts: an index costs more."""
+    cuts = np.flatnonzero(np.diff(to) != 1) + 1
+    if len(cuts) >= FEW:
+        return [(to, rows)]
+    return list(zip(np.split(to, cuts), np.split(rows, cuts), strict=True))
 
 
 def _rows(rows: NDArray[np.int64], device: torch.device) -> slice | Tensor:

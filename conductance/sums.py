@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 #: Elements that one step of a reduction works on, so that its buffers stay in the processor's cache.
-BLOCK = 1 << 16
+BLOCK = 1 << 17
 #: Factor on the root of the sum of squares of the local estimates: errors of panels are taken as independent.
 SPREAD = 2.0
 
@@ -166,7 +166,7 @@ class RunningSums:
         shape = (len(example_slots), len(self.layouts))
         result = Summary(*(np.zeros(shape) for _ in range(3)))
         for point, layout in enumerate(self.layouts):
-            step = max(1, BLOCK // max(1, layout.size * self.paths))
+            step = max(1, BLOCK // max(1, 2 * layout.size * self.paths))
             for first in range(0, len(example_slots), step):
                 part = slice(first, first + step)
                 figures = self._figures(point, example_slots[part])
@@ -199,10 +199,10 @@ def _bound(signed: Tensor, square: Tensor) -> Tensor:
     return torch.maximum(signed.abs(), square.clamp(min=0.0).sqrt_().mul_(SPREAD))
 
 
-def blocks(rows: int, elements: int, nodes: int = 1) -> list[tuple[slice, slice]]:
+def blocks(rows: int, elements: int, nodes: int = 1, widest: int = BLOCK) -> list[tuple[slice, slice]]:
     """Cut ``rows × elements`` into parts for which ``nodes`` numbers each make up about BLOCK."""
     room = max(1, BLOCK // nodes)
-    across = max(1, min(elements, room))
+    across = max(1, min(elements, room, widest))
     step = max(1, room // across)
     return [
         (slice(top, min(top + step, rows)), slice(left, min(left + across, elements)))
