@@ -77,7 +77,7 @@ def check_mode(model: Callable[..., Any], selection: Selection, on_train: str) -
         way_out = "Build it with track_running_stats=True and calibrate it"
     if on_train == "error":
         raise ValueError(f'{text}. {way_out}, or pass on_train="warn"')
-    warnings.warn(f"{text}; results depend on chance and on the other rows of a call", UserWarning, stacklevel=3)
+    warnings.warn(f"{text}; results depend on chance and on the other rows of a call", UserWarning, stacklevel=5)
     return [*found.values()]
 
 

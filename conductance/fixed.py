@@ -131,7 +131,10 @@ class FixedRule:
 
     def _stop(self, begin: int, total: int) -> int:
         """Where the next call of a path ends: at the end of a panel if one fits, so that little is carried."""
-        limit = min(begin + self.rules.rows, total)
+        rows = self.rules.rows
+        if self.kinked and total > rows > 1:
+            rows -= 1  # the row that is carried over
+        limit = min(begin + rows, total)
         if limit == total or self.kinked:
             return limit
         whole = [panel.stop + 1 for panel in self.panels if begin < panel.stop + 1 <= limit]
@@ -216,7 +219,7 @@ class _Pieces:
         """Reduce the complete panels on nodes ``first … last``; the node from which rows are needed again."""
         rule, elements = self.rule, parts[0][0].shape[2]
         panels = [panel for panel in rule.panels if first <= panel.start and panel.stop <= last]
-        for rows, across in blocks(self.count, elements, 1 if rule.kinked else 16):
+        for rows, across in blocks(self.count, elements, 2 if rule.kinked else 32):
             slots = slice(self.first + rows.start, self.first + rows.stop)
             sums = rule.sums.part(point, slots, across)
             if rule.kinked:

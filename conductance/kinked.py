@@ -23,7 +23,8 @@ from torch import Tensor
 
 from conductance.panels import Evaluated, Floats, Places, Table, Work, main_share
 from conductance.quadrature import Panel, PathRule
-from conductance.sums import Layout, NodeStore, RunningSums, Workspace, blocks, wide_dtype
+from conductance.store import NodeStore
+from conductance.sums import Layout, RunningSums, Workspace, blocks, wide_dtype
 
 #: Nodes that open a path: the inner ones at irrational places, for at even ones a periodic function looks constant.
 INNER = (np.sqrt(0.06), np.sqrt(0.27), np.sqrt(0.56))
@@ -48,6 +49,11 @@ BESIDE = 1e-6
 ROUNDINGS = 16.0
 #: … and a kink in the panel's middle would be off this many times more.
 CONTRAST = 1e3
+
+#: Elements of a layer that one step of a split works on, at most …
+WIDEST = 1 << 15
+#: … and from which on the works of one path are summed by one matrix product.
+NARROWEST = 1 << 11
 
 _COLUMNS = ("left", "right", "f_left", "f_right", "s_left", "s_right", "meeting", "open", "stuck", "width", "beside")
 _PLACES = ("place_left", "place_right")
@@ -178,10 +184,11 @@ class Kinked:
         local = np.zeros((len(works), count, len(self.layouts)))
         magnitude = np.zeros((len(works), len(self.layouts)))
         for point, layout in enumerate(self.layouts):
-            for part, across in blocks(len(works), layout.size):
+            for part, across in blocks(len(works), layout.size, 2):
                 nodes = evaluated.nodes(part, layout.device)
                 y, v = self.store.gather(evaluated.call, point, nodes, across, self.workspace)
-                result = _opened(v, y, *self._coefficients(columns, part, count, v))
+                rows = slice(part.start * count, part.stop * count)
+                result = _opened(v, y, *_coefficients(columns, rows, count, v))
                 self.sums.add(point, evaluated.slots[part], across, *result[:3])
                 local[part, :, point] += result[3].cpu().numpy()
                 magnitude[part, point] += result[4].cpu().numpy()
@@ -203,18 +210,35 @@ class Kinked:
             self._columns(middle, parents["right"], f, parents["f_right"], s, parents["s_right"]),
         )
         local = np.zeros((2, len(works), len(self.layouts)))
+        weights = _Weights(*halves, parents)
         for point, layout in enumerate(self.layouts):
-            given: tuple[slice, list[Tensor]] | None = None
-            for part, across in blocks(len(works), layout.size):
-                nodes = evaluated.nodes(part, layout.device)
+            for part, across in blocks(len(works), layout.size, widest=WIDEST):
+                nodes = evaluated.nodes(part, layout.device, (2, 0, 1))  # two lie in the store, one in the call
                 y, v = self.store.gather(evaluated.call, point, nodes, across, self.workspace)
-                if given is None or given[0] != part:
-                    given = part, [c for panel in (*halves, parents) for c in self._coefficients(panel, part, 1, v)]
-                result = _halved(v, y, given[1], self.workspace)
-                self.sums.add(point, evaluated.slots[part], across, *result[:3])
-                local[0, part, point] += result[3].cpu().numpy()
-                local[1, part, point] += result[4].cpu().numpy()
+                products, sizes = _products(v, y, self.workspace)
+                local[:, part, point] += weights.half_open[:2, part] * sizes.cpu().numpy().T
+                self._fold(evaluated.slots[part], point, across, products, *weights.of(part, v))
         self._replace(evaluated, parents, halves, local)
+
+    def _fold(
+        self, slots: Tensor, point: int, across: slice, products: Tensor, linear: Tensor, squared: Tensor
+    ) -> None:
+        """Add weighted products ``(n, 4, elements)`` and their squares to the sums of their slots."""
+        count, _, elements = products.shape
+        wide = wide_dtype(products.device)
+        squares = self.workspace.take("squares", (count, 3, elements), wide, products.device)
+        squares.copy_(products[:, :3]).mul_(squares)
+        if elements < NARROWEST:
+            value, signed = torch.bmm(linear, products).unbind(1)
+            self.sums.add(point, slots, across, value, signed, torch.bmm(squared, squares)[:, 0])
+            return
+        first = 0
+        for count in slots.unique_consecutive(return_counts=True)[1].tolist():  # one multiplication for each slot
+            own = slice(first, first + count)
+            both = torch.mm(linear[own].movedim(1, 0).reshape(2, -1), products[own].view(-1, elements))
+            square = torch.mm(squared[own].view(1, -1), squares[own].view(-1, elements))
+            self.sums.add(point, slots[first : first + 1], across, both[:1], both[1:], square)
+            first += count
 
     def _replace(
         self, evaluated: Evaluated, parents: dict[str, Any], halves: tuple[dict[str, Any], ...], local: Floats
@@ -262,16 +286,6 @@ class Kinked:
         )  # fmt: skip
         return {name: column.reshape(-1) for name, column in zip(_COLUMNS, given, strict=True)}
 
-    def _coefficients(self, columns: dict[str, Any], part: slice, panels: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Weight of the right end's gradient, and half of "open", as columns beside the nodes."""
-        rows = slice(part.start * panels, part.stop * panels)
-        weight = 1.0 - np.clip(columns["meeting"][rows], 0.0, 1.0)
-        shape = (-1, panels, 1) if panels > 1 else (-1, 1)
-        return tuple(  # type: ignore[return-value]
-            torch.as_tensor(column, dtype=like.dtype, device=like.device).reshape(shape)
-            for column in (weight, 0.5 * columns["open"][rows])
-        )
-
 
 def tangents(
     width: Floats, f_left: Floats, f_right: Floats, s_left: Floats, s_right: Floats, precision: float
@@ -307,45 +321,63 @@ def _residual(columns: dict[str, Any]) -> Floats:
     return residual
 
 
+def _coefficients(columns: dict[str, Any], rows: slice, panels: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight of the right end's gradient, and half of "open" in the precision of sums, ``(panels, n, 1)``."""
+    weight, half_open = 1.0 - np.clip(columns["meeting"][rows], 0.0, 1.0), 0.5 * columns["open"][rows]
+    first, second = (torch.as_tensor(column.reshape(-1, panels).T[..., None].copy()) for column in (weight, half_open))
+    return first.to(like.dtype).to(like.device), second.to(wide_dtype(like.device)).to(like.device)
+
+
 def _opened(v: Tensor, y: Tensor, weight: Tensor, half_open: Tensor) -> tuple[Tensor, ...]:
     """Sums of new panels on ``(nodes, n, elements)``: value, signed, square, local estimates, magnitude."""
-    weight, half_open = weight.movedim(1, 0), half_open.movedim(1, 0)
     dv, dy = v[1:] - v[:-1], y[1:] - y[:-1]
     bend = dv * dy
     straight = v[:-1] * dy
     rounding = (v.abs().amax(0) * y.abs().amax(0)).sum(1)  # activations and gradients come rounded themselves
     magnitude = straight.abs().sum((0, 2)) + rounding
     value = straight.addcmul_(weight, bend)
-    error = bend.mul_(half_open)
+    error = bend.to(half_open.dtype).mul_(half_open)
     local = error.abs().sum(2).movedim(0, 1)
-    wide = error.to(wide_dtype(v.device))
-    return value.sum(0, dtype=wide.dtype), wide.sum(0), (wide * wide).sum(0), local, magnitude
+    return value.sum(0, dtype=error.dtype), error.sum(0), error.square_().sum(0), local, magnitude
 
 
-def _halved(v: Tensor, y: Tensor, coefficients: Sequence[Tensor], workspace: Workspace) -> tuple[Tensor, ...]:
-    """What splitting panels changes, on nodes ``(3, n, elements)``: value, signed, square; the halves' local estimates.
+class _Weights:
+    """Weights of the products of splits in the change of each sum; the last of three panels is the one split."""
 
-    The value of a panel is ``v_0 Δy + weight Δv Δy``; of two halves minus the whole only products of differences
-    remain. The whole's product is formed from its own ends, as it was when it was added, so that the squares cancel.
+    def __init__(self, *panels: dict[str, Any]) -> None:
+        weight = np.stack([1.0 - np.clip(columns["meeting"], 0.0, 1.0) for columns in panels])
+        self.half_open = np.stack([0.5 * columns["open"] for columns in panels])
+        sign = np.array([[1.0], [1.0], [-1.0]])
+        one = np.ones((1, weight.shape[1]))
+        both = [np.concatenate([sign * weight, one]), np.concatenate([sign * self.half_open, 0.0 * one])]
+        self._linear, self._squared = np.stack(both), (sign * self.half_open**2)[None]
+        self._given: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor]] = {}
+
+    def of(self, part: slice, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Of value and signed, ``(n, 2, 4)``, and of the squares, ``(n, 1, 3)``."""
+        key = like.dtype, like.device
+        if key not in self._given:
+            linear, squared = (torch.as_tensor(w.transpose(2, 0, 1).copy()) for w in (self._linear, self._squared))
+            wide = wide_dtype(like.device)
+            self._given[key] = linear.to(like.dtype).to(like.device), squared.to(wide).to(like.device)
+        linear, squared = self._given[key]
+        return linear[part], squared[part]
+
+
+def _products(v: Tensor, y: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor]:
+    """Products that splitting panels changes the sums by, on nodes right, left and middle ``(3, n, elements)``.
+
+    ``Δv Δy`` of the left half, the right half and the whole, and the left ``Δv`` times the right ``Δy``: the value of
+    a panel is ``v_0 Δy + weight Δv Δy``, and of two halves minus the whole only these remain. The whole's product is
+    formed from its own ends, as it was when it was added, so that the squares cancel. Second, the sums of the
+    magnitudes of the halves' products. The nodes are overwritten.
     """
-    weight_1, open_1, weight_2, open_2, weight, open_0 = coefficients
-
-    def buffer(name: str, dtype: torch.dtype = v.dtype) -> Tensor:
-        return workspace.take(name, v.shape[1:], dtype, v.device)
-
-    dv_1, dv_2 = (torch.sub(v[k + 1], v[k], out=buffer(f"dv{k}")) for k in (0, 1))
-    dy_1, dy_2 = (torch.sub(y[k + 1], y[k], out=buffer(f"dy{k}")) for k in (0, 1))
-    whole = torch.sub(v[2], v[0], out=v[1]).mul_(torch.sub(y[2], y[0], out=y[1]))
-    value = torch.mul(dv_1, dy_2, out=buffer("value")).addcmul_(weight, whole, value=-1)
-    first, second = dv_1.mul_(dy_1), dv_2.mul_(dy_2)
-    value.addcmul_(weight_1, first).addcmul_(weight_2, second)
-    first.mul_(open_1), second.mul_(open_2), whole.mul_(open_0)
-    local_1, local_2 = torch.abs(first, out=dy_1).sum(1), torch.abs(second, out=dy_2).sum(1)
-    wide = wide_dtype(v.device)
-    if wide != v.dtype:
-        first, second, whole = (
-            buffer(name, wide).copy_(error) for name, error in (("first", first), ("second", second), ("whole", whole))
-        )
-    signed = torch.add(first, second, out=buffer("signed", wide)).sub_(whole)
-    square = first.square_().addcmul_(second, second).addcmul_(whole, whole, value=-1)
-    return value, signed, square, local_1, local_2
+    products = workspace.take("products", (v.shape[1], 4, v.shape[2]), v.dtype, v.device)
+    first_and_second, whole, cross = products[:, :2].movedim(1, 0), products[:, 2], products[:, 3]
+    torch.sub(v[0], v[1], out=whole).mul_(torch.sub(y[0], y[1], out=cross))
+    for nodes in (v, y):
+        torch.sub(nodes[2], nodes[1], out=nodes[1])
+        torch.sub(nodes[0], nodes[2], out=nodes[2])
+    torch.mul(v[1], y[2], out=cross)
+    torch.mul(v[1:], y[1:], out=first_and_second)
+    return products, torch.abs(first_and_second, out=v[1:]).sum(2).T

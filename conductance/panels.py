@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from conductance.quadrature import PathRule
-from conductance.sums import Call, Nodes
+from conductance.store import Call, Nodes
 
 Floats = NDArray[np.float64]
 Places = NDArray[np.int64]
@@ -86,16 +86,17 @@ class Evaluated:
     output: Floats
     slope: Floats
     slots: torch.Tensor = field(init=False)
-    _nodes: dict[tuple[int, int, torch.device], Nodes] = field(init=False, default_factory=dict)
+    _nodes: dict[tuple[int, int, torch.device, tuple[int, ...] | None], Nodes] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.slots = torch.tensor([work.slot for work in self.works])
 
-    def nodes(self, part: slice, device: torch.device) -> Nodes:
-        """Where the nodes of some works lie."""
-        key = (part.start, part.stop, device)
+    def nodes(self, part: slice, device: torch.device, order: tuple[int, ...] | None = None) -> Nodes:
+        """Where the nodes of some works lie, in their order or another."""
+        key = (part.start, part.stop, device, order)
         if key not in self._nodes:
-            self._nodes[key] = Nodes(self.where[part], device)
+            where = self.where[part]
+            self._nodes[key] = Nodes(where if order is None else where[:, list(order)], device)
         return self._nodes[key]
 
     def select(self, chosen: NDArray[np.intp]) -> Evaluated:

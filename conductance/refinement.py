@@ -24,7 +24,8 @@ from conductance.ends import Jump, end_gaps, jumps_at_ends, true_outputs
 from conductance.engine import Engine, check_finite, non_finite
 from conductance.panels import Evaluated, Floats, Scheme, Work, main_share
 from conductance.quadrature import PathRule
-from conductance.sums import SPREAD, Call, RunningSums, Summary
+from conductance.store import Call
+from conductance.sums import SPREAD, RunningSums, Summary
 
 #: Rounds after which the guard asks whether the unattributed share has halved.
 PATIENCE = 5

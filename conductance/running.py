@@ -29,7 +29,8 @@ from conductance.quadrature import PathRule
 from conductance.refinement import Refinement, Rules
 from conductance.results import LayerInfo, TotalConductance
 from conductance.smooth import Smooth
-from conductance.sums import Layout, NodeStore, RunningSums
+from conductance.store import NodeStore
+from conductance.sums import Layout, RunningSums
 from conductance.targets import Target, TargetFunction, target_function
 from conductance.trying import tried
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from conductance import quadrature
+from conductance.forms import OPENING, Forms, alphas_of, bisected, forms_of
 from conductance.panels import Evaluated, Floats, Places, Work, main_share
-from conductance.sums import Layout, NodeStore, RunningSums, Workspace, blocks, wide_dtype
+from conductance.store import NodeStore
+from conductance.sums import Layout, RunningSums, Workspace, blocks, wide_dtype
 
-#: Level that opens a path or a half: 5 nodes, so that two differences of levels are known from the start.
-OPENING = 2
 HIGHEST = len(quadrature.LEVELS) - 1
 #: Fall of the difference between levels from which the estimate may be extrapolated, and the safety on it.
 FALL = 8.0
@@ -61,7 +61,7 @@ class Cell:
     @property
     def alphas(self) -> Floats:
         """Places of the nodes."""
-        return _alphas(self.left, self.right, self.level)
+        return alphas_of(self.left, self.right, self.level)
 
     @property
     def residual(self) -> float:
@@ -77,37 +77,6 @@ class Cell:
         with np.errstate(over="ignore"):
             fall = self.local / np.maximum(self.before, np.finfo(np.float64).tiny)
         return np.where(fall <= 1 / FALL, np.minimum(1.0, SAFETY * fall), 1.0)
-
-
-@dataclass(frozen=True)
-class Forms:
-    """How works of one kind change the sums: bilinear forms of the nodes, and what is made of them.
-
-    Attributes
-    ----------
-    matrices
-        ``(forms, nodes, nodes)``.
-    value, signed, square
-        Coefficient of each form, or of its square, in the change of each sum.
-    cells
-        For each new cell: the form that is its difference of levels, the one of the level before, its level and
-        which nodes are its own.
-    old
-        Which nodes are the old cell's.
-    opening
-        Whether these are the first panels of a path.
-    alone
-        Whether the panel is the only one of its path, so that its estimates are replaced, not added to.
-    """
-
-    matrices: Floats
-    value: Floats
-    signed: Floats
-    square: Floats
-    cells: tuple[tuple[int, int, int, tuple[int, ...]], ...]
-    old: tuple[int, ...] = ()
-    opening: bool = False
-    alone: bool = False
 
 
 class Smooth:
@@ -132,7 +101,7 @@ class Smooth:
 
     def begin(self, slot: int, path: int, ends: tuple[float, float]) -> list[Work]:
         """Open a path with the five nodes of one panel."""
-        alphas = _alphas(*ends, OPENING)
+        alphas = alphas_of(*ends, OPENING)
         return [Work(slot, path, alphas, np.zeros(len(alphas), dtype=np.int64), "open")]
 
     def estimates(self, slots: list[int]) -> Floats:
@@ -211,12 +180,12 @@ class Smooth:
             slow = cell.level > OPENING
         if cell.level == HIGHEST or slow:
             kind = f"bisect {cell.level}"
-            alphas, own = _bisected(cell.left, cell.right, cell.level)
+            alphas, own = bisected(cell.left, cell.right, cell.level)
             places = np.zeros(len(alphas), dtype=np.int64)
             places[list(own)] = cell.places
         else:
             kind = f"raise {cell.level}"
-            alphas = _alphas(cell.left, cell.right, cell.level + 1)
+            alphas = alphas_of(cell.left, cell.right, cell.level + 1)
             places = np.zeros(len(alphas), dtype=np.int64)
             places[::2] = cell.places
         return Work(slot, self._paths[slot], alphas, places, kind, cell)
@@ -230,13 +199,13 @@ class Smooth:
                 self.reduce(evaluated.select(np.flatnonzero(chosen)))
             return
         alone = bool(single.any())
-        forms = _forms("only " + works[0].kind) if alone else _forms(works[0].kind)
-        size = np.zeros((len(forms.matrices), len(works), len(self.layouts)))
+        forms = forms_of("only " + works[0].kind) if alone else forms_of(works[0].kind)
+        size = np.zeros((len(forms.value), len(works), len(self.layouts)))
         magnitude = np.zeros((len(works), len(self.layouts)))
         for point, layout in enumerate(self.layouts):
             for part, across in blocks(len(works), layout.size, 8):
                 sizes, variation = self._contract(evaluated, point, part, across, forms)
-                size[:, part, point] += sizes
+                size[forms.judged, part, point] += sizes
                 magnitude[part, point] += variation
         if alone:  # the difference of levels that this one replaces is known
             before = np.stack([self.cells[work.slot][0].local for work in works])
@@ -246,32 +215,39 @@ class Smooth:
     def _contract(
         self, evaluated: Evaluated, point: int, part: slice, across: slice, forms: Forms
     ) -> tuple[Floats, Floats | float]:
-        nodes_at = evaluated.nodes(part, self.layouts[point].device)
-        y, v = self.store.gather(evaluated.call, point, nodes_at, across, self.workspace)
-        nodes, rows, elements = v.shape
+        device, first = self.layouts[point].device, 0
         variation: Floats | float = 0.0
-        if forms.opening:
-            rounding = (v.abs().amax(0) * y.abs().amax(0)).sum(1)  # activations and gradients come rounded themselves
-            variation = (((y[1:] - y[:-1]).abs_() * v[1:].abs()).sum((0, 2)) + rounding).cpu().numpy()
-        y[1:] -= y[0].clone()  # the constant cancels
-        y[0] = 0.0
-        wide = wide_dtype(v.device)
-        products = self.workspace.take("products", (nodes, rows * elements), v.dtype, v.device)
-        found = []
-        for matrix in forms.matrices:
-            weights = torch.as_tensor(matrix, dtype=v.dtype, device=v.device)
-            torch.mm(weights, y.view(nodes, -1), out=products)
-            found.append(products.mul_(v.view(nodes, -1)).sum(0).to(wide).view(rows, elements))
-        slots = evaluated.slots[part]
-        value, signed = (_combined(found, c) for c in (forms.value, forms.signed))
-        square = _combined([form * form for form in found], forms.square)
+        for nodes, matrices in forms.groups:
+            at = evaluated.nodes(part, device, nodes)
+            y, v = self.store.gather(evaluated.call, point, at, across, self.workspace)
+            if forms.opening:
+                rounding = (v.abs().amax(0) * y.abs().amax(0)).sum(1)  # both come rounded themselves
+                variation = (((y[1:] - y[:-1]).abs_() * v[1:].abs()).sum((0, 2)) + rounding).cpu().numpy()
+            found = self.workspace.take("found", (len(forms.value), *v.shape[1:]), v.dtype, device)
+            last = first + len(matrices)
+            self._evaluate(matrices, y, v, found[first:last])
+            first = last
+        wide, slots, flat = wide_dtype(device), evaluated.slots[part], found.view(len(found), -1)
+        value, signed = torch.mm(_tensor(forms.linear, flat), flat).view(2, *found.shape[1:])
+        errors = self.workspace.take("errors", (len(forms.squared), flat.shape[1]), wide, device)
+        for error, form in zip(errors, forms.squared, strict=True):
+            error.copy_(flat[form])
+        square = torch.mm(_tensor(forms.square[None, forms.squared], errors), errors.mul_(errors)).view_as(value)
         if forms.alone:
-            zero = torch.zeros(1, dtype=wide, device=v.device).expand_as(value)
+            zero = torch.zeros(1, dtype=wide, device=device).expand_as(value)
             self.sums.add(point, slots, across, value, zero, zero)
             self.sums.replace(point, slots, across, signed, square)
         else:
             self.sums.add(point, slots, across, value, signed, square)
-        return np.stack([form.abs().sum(1).cpu().numpy() for form in found]), variation
+        return np.stack([found[form].abs().sum(1).cpu().numpy() for form in forms.judged]), variation
+
+    def _evaluate(self, matrices: Floats, y: Tensor, v: Tensor, out: Tensor) -> None:
+        """Bilinear forms ``Σ_kl A_kl v_k y_l`` of nodes ``(nodes, n, elements)``; y is overwritten."""
+        count, nodes = matrices.shape[:2]
+        y.sub_(y[0].clone())  # the constant cancels
+        products = self.workspace.take("products", (count * nodes, y[0].numel()), v.dtype, v.device)
+        torch.mm(_tensor(matrices.reshape(-1, nodes), v), y.view(nodes, -1), out=products)
+        torch.sum(products.view(count, *v.shape).mul_(v), 1, out=out)
 
     def _rebuild(self, evaluated: Evaluated, forms: Forms, size: Floats, magnitude: Floats) -> None:
         """Replace the old cells by the new ones."""
@@ -306,94 +282,10 @@ def _resolvable(cell: Cell) -> bool:
     return cell.right - cell.left > 256 * float(np.finfo(np.float64).eps)
 
 
-def _combined(forms: Sequence[Tensor], coefficients: Floats) -> Tensor:
-    total = forms[0] * float(coefficients[0])
-    for form, coefficient in zip(forms[1:], coefficients[1:], strict=True):
-        if coefficient:
-            total.add_(form, alpha=float(coefficient))
-    return total
-
-
-def _alphas(left: float, right: float, level: int) -> Floats:
-    nodes = left + (right - left) * quadrature.level_nodes(level)
-    nodes[-1] = right
-    return nodes
+def _tensor(matrix: Floats, like: Tensor) -> Tensor:
+    return torch.as_tensor(matrix, dtype=like.dtype, device=like.device)
 
 
 @cache
 def _level_weights(level: int) -> Floats:
     return quadrature.node_weights(quadrature.level_nodes(level))
-
-
-def _bisected(left: float, right: float, level: int) -> tuple[Floats, tuple[int, ...]]:
-    """Nodes of a cell and of its two opening halves, ascending, and which are the cell's own."""
-    own = _alphas(left, right, level)
-    middle = float(own[len(own) // 2])
-    halves = np.concatenate([_alphas(left, middle, OPENING)[1:-1], _alphas(middle, right, OPENING)[1:-1]])
-    alphas = np.sort(np.concatenate([own, halves]))
-    return alphas, tuple(int(k) for k in np.searchsorted(alphas, own))
-
-
-@cache
-def _forms(kind: str) -> Forms:
-    if kind == "open":
-        return _opening_forms()
-    if kind.startswith("only"):
-        full = _forms(kind.removeprefix("only "))
-        one = np.ones(1)
-        return Forms(full.matrices[:1], one, one, one, full.cells, full.old, alone=True)
-    verb, level = kind.split()
-    return _raise_forms(int(level)) if verb == "raise" else _bisect_forms(int(level))
-
-
-def _opening_forms() -> Forms:
-    value, middle, coarse = (quadrature.level_matrix(OPENING - k, OPENING) for k in range(3))
-    nodes = tuple(range(len(value)))
-    return Forms(
-        np.stack([value, value - middle, middle - coarse]),
-        value=np.array([1.0, 0.0, 0.0]),
-        signed=np.array([0.0, 1.0, 0.0]),
-        square=np.array([0.0, 1.0, 0.0]),
-        cells=((1, 2, OPENING, nodes),),
-        opening=True,
-    )
-
-
-def _raise_forms(level: int) -> Forms:
-    finer, value, coarse = (quadrature.level_matrix(k, level + 1) for k in (level + 1, level, level - 1))
-    nodes = tuple(range(len(finer)))
-    return Forms(
-        np.stack([finer - value, value - coarse]),
-        value=np.array([1.0, 0.0]),
-        signed=np.array([1.0, -1.0]),
-        square=np.array([1.0, -1.0]),
-        cells=((0, 1, level + 1, nodes),),
-        old=nodes[::2],
-    )
-
-
-def _bisect_forms(level: int) -> Forms:
-    alphas, own = _bisected(0.0, 1.0, level)
-    parts = [own]
-    for left, right in ((0.0, 0.5), (0.5, 1.0)):
-        near = np.abs(alphas[:, None] - _alphas(left, right, OPENING)[None, :]).argmin(0)
-        parts.append(tuple(int(k) for k in near))
-    whole = [_placed(k, level, own, len(alphas)) for k in (level, level - 1)]
-    halves = [[_placed(OPENING - k, OPENING, part, len(alphas)) for k in range(3)] for part in parts[1:]]
-    matrices = [whole[0], whole[0] - whole[1]]
-    for fine, middle, coarse in halves:
-        matrices += [fine, fine - middle, middle - coarse]
-    return Forms(
-        np.stack(matrices),
-        value=np.array([-1.0, 0, 1, 0, 0, 1, 0, 0]),
-        signed=np.array([0, -1.0, 0, 1, 0, 0, 1, 0]),
-        square=np.array([0, -1.0, 0, 1, 0, 0, 1, 0]),
-        cells=((3, 4, OPENING, parts[1]), (6, 7, OPENING, parts[2])),
-        old=own,
-    )
-
-
-def _placed(level: int, within: int, nodes: Sequence[int], count: int) -> Floats:
-    matrix = np.zeros((count, count))
-    matrix[np.ix_(nodes, nodes)] = quadrature.level_matrix(level, within)
-    return matrix

@@ -1,4 +1,4 @@
-"""Running sums of the paths in flight, and the store of nodes that later rounds need again.
+"""Running sums of the paths in flight.
 
 Three sums are kept for every element of every hook point: the conductance so far, the signed estimate of its error,
 and the sum of squares of the local estimates. A refinement changes them by what the new panels give minus what the
@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 #: Elements that one step of a reduction works on, so that its buffers stay in the processor's cache.
-BLOCK = 1 << 16
+BLOCK = 1 << 17
 #: Factor on the root of the sum of squares of the local estimates: errors of panels are taken as independent.
 SPREAD = 2.0
 
@@ -167,7 +166,7 @@ class RunningSums:
         shape = (len(example_slots), len(self.layouts))
         result = Summary(*(np.zeros(shape) for _ in range(3)))
         for point, layout in enumerate(self.layouts):
-            step = max(1, BLOCK // max(1, layout.size * self.paths))
+            step = max(1, BLOCK // max(1, 2 * layout.size * self.paths))
             for first in range(0, len(example_slots), step):
                 part = slice(first, first + step)
                 figures = self._figures(point, example_slots[part])
@@ -200,146 +199,10 @@ def _bound(signed: Tensor, square: Tensor) -> Tensor:
     return torch.maximum(signed.abs(), square.clamp(min=0.0).sqrt_().mul_(SPREAD))
 
 
-class Call:
-    """Activations and gradients of the rows of one call, held until the call is reduced."""
-
-    def __init__(self, points: int) -> None:
-        self.pairs: list[tuple[Tensor, Tensor] | None] = [None] * points
-
-    def __call__(self, point: int, activation: Tensor, gradient: Tensor) -> None:
-        """Hold what a point delivers."""
-        self.pairs[point] = (activation, gradient)
-
-    def extend(self, other: Call) -> None:
-        """Append the rows of another call."""
-        for point, (mine, theirs) in enumerate(zip(self.pairs, other.pairs, strict=True)):
-            if mine is not None and theirs is not None:
-                self.pairs[point] = (torch.cat([mine[0], theirs[0]]), torch.cat([mine[1], theirs[1]]))
-            elif mine is not None or theirs is not None:
-                raise RuntimeError("a hook point received a gradient in one part of a panel and none in the other")
-
-
-class NodeStore:
-    """Bounded store of the activation and gradient of nodes that later rounds need again.
-
-    Where a node lies is written as one integer: a row of the current call (zero and up), or a place of the store
-    (``-1 - place``). Beyond the capacity nodes are not kept, and are evaluated again when they are needed.
-
-    Parameters
-    ----------
-    layouts
-        The points.
-    capacity
-        Nodes kept at most.
-    """
-
-    #: What :meth:`keep` returns for a node that found no room.
-    NOWHERE = 0
-
-    def __init__(self, layouts: Sequence[Layout], capacity: int) -> None:
-        self.layouts = layouts
-        self._free = list(range(capacity, 0, -1))
-        self._users = np.zeros(capacity + 1, dtype=np.int64)
-        self._store = [
-            torch.empty(2, capacity, layout.size, dtype=layout.dtype, device=layout.device) for layout in layouts
-        ]
-
-    def keep(self, call: Call, rows: Sequence[int]) -> list[int]:
-        """Copy rows of a call into the store; the place of each (negative), or NOWHERE."""
-        places = [-self._free.pop() if self._free else self.NOWHERE for _ in rows]
-        kept = [(row, -place - 1) for row, place in zip(rows, places, strict=True) if place]
-        if not kept:
-            return places
-        for point, store in enumerate(self._store):
-            pair = call.pairs[point]
-            at = torch.tensor([place for _, place in kept], device=store.device)
-            if pair is None:
-                store.index_fill_(1, at, 0.0)
-                continue
-            chosen = torch.tensor([row for row, _ in kept], device=store.device)
-            for side in (0, 1):
-                store[side].index_copy_(0, at, pair[side].index_select(0, chosen).reshape(len(kept), -1))
-        return places
-
-    def use(self, places: NDArray[np.int64]) -> None:
-        """Count one more user of each place."""
-        np.add.at(self._users, -places[places < 0], 1)
-
-    def release(self, places: NDArray[np.int64]) -> None:
-        """Count one user less; places without users are free again."""
-        used = -places[places < 0]
-        np.subtract.at(self._users, used, 1)
-        self._free.extend(int(place) for place in np.unique(used) if self._users[place] == 0)
-
-    def gather(
-        self, call: Call, point: int, nodes: Nodes, across: slice, workspace: Workspace
-    ) -> tuple[Tensor, Tensor]:
-        """Activation and gradient of nodes, as ``(K, n, elements)`` each, in the working precision.
-
-        Both lie in the workspace and are overwritten by the next call.
-        """
-        layout, pair = self.layouts[point], call.pairs[point]
-        dtype, shape = work_dtype(layout.dtype), (*nodes.shape, len(range(layout.size)[across]))
-        found = (workspace.take("y", shape, dtype, layout.device), workspace.take("v", shape, dtype, layout.device))
-        for side, out in enumerate(found):
-            flat = out.view(-1, shape[2])
-            for fresh, to, rows in nodes.moves:
-                if not fresh:
-                    _move(self._store[point][side], rows, across, flat, to)
-                elif pair is not None:
-                    _move(pair[side].reshape(len(pair[side]), -1), rows, across, flat, to)
-                elif isinstance(to, slice):  # the target did not depend on this point
-                    flat[to] = 0.0
-                else:
-                    flat.index_fill_(0, to, 0.0)
-        return found
-
-
-class Nodes:
-    """Where nodes ``(n, K)`` lie, made ready for copying: from the call or from the store, as slices where they can be.
-
-    Parameters
-    ----------
-    where
-        Place of each node, as in :class:`NodeStore`.
-    device
-        Where indices are needed.
-    """
-
-    def __init__(self, where: NDArray[np.int64], device: torch.device) -> None:
-        self.shape = (where.shape[1], where.shape[0])
-        flat = where.T.reshape(-1)
-        self.moves = [
-            (fresh, _rows(np.flatnonzero(mask), device), _rows(flat[mask] if fresh else -flat[mask] - 1, device))
-            for fresh, mask in ((True, flat >= 0), (False, flat < 0))
-            if mask.any()
-        ]
-
-
-def _rows(rows: NDArray[Any], device: torch.device) -> slice | Tensor:
-    """Rows as a slice if they are evenly spaced, else as an index."""
-    if len(rows) == 1:
-        return slice(int(rows[0]), int(rows[0]) + 1)
-    steps = np.diff(rows)
-    if steps[0] > 0 and bool((steps == steps[0]).all()):
-        return slice(int(rows[0]), int(rows[-1]) + 1, int(steps[0]))
-    return torch.as_tensor(rows, device=device)
-
-
-def _move(source: Tensor, rows: slice | Tensor, across: slice, out: Tensor, to: slice | Tensor) -> None:
-    """``out[to] = source[rows, across]``."""
-    part = source[:, across]
-    some = part[rows] if isinstance(rows, slice) else part.index_select(0, rows)
-    if isinstance(to, slice):
-        out[to].copy_(some)
-    else:
-        out.index_copy_(0, to, some.to(out.dtype))
-
-
-def blocks(rows: int, elements: int, nodes: int = 1) -> list[tuple[slice, slice]]:
+def blocks(rows: int, elements: int, nodes: int = 1, widest: int = BLOCK) -> list[tuple[slice, slice]]:
     """Cut ``rows × elements`` into parts for which ``nodes`` numbers each make up about BLOCK."""
     room = max(1, BLOCK // nodes)
-    across = max(1, min(elements, room))
+    across = max(1, min(elements, room, widest))
     step = max(1, room // across)
     return [
         (slice(top, min(top + step, rows)), slice(left, min(left + across, elements)))

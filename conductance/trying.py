@@ -69,7 +69,7 @@ def tried(
         if reason and not warn:
             raise ConductanceError(f'{reason}, or pass on_train="warn" to go on')
         if reason:
-            warnings.warn(reason, UserWarning, stacklevel=3)
+            warnings.warn(reason, UserWarning, stacklevel=5)
     return found
 
 

@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 from torch.profiler import ProfilerActivity, profile
 
-from conductance.running import STORE_BYTES
+from conductance.store import NodeStore
 from conductance.sums import RunningSums
 from tests.benchmarks import cases, speed
 from tests.benchmarks.cases import Case
@@ -23,7 +23,6 @@ Options: TypeAlias = dict[str, float | int]
 MAKERS = (cases.bert, cases.conv)
 
 ROWS = 32
-MOST_NODES = 2048  # Nodes of a path that the store is laid out for.
 
 
 class Measured(NamedTuple):
@@ -32,12 +31,13 @@ class Measured(NamedTuple):
     peak: int
     result: int
     sums: int
+    store: int
     call_rows: int
 
     @property
     def rest(self) -> int:
-        """Peak less result and running sums of the examples in flight."""
-        return self.peak - self.result - self.sums
+        """Peak less result, running sums of the examples in flight and stored nodes."""
+        return self.peak - self.result - self.sums - self.store
 
 
 def peak(run: Callable[[], Returned]) -> tuple[int, Returned]:
@@ -56,38 +56,35 @@ def peak(run: Callable[[], Returned]) -> tuple[int, Returned]:
 def measure(case: Case, **options: float | int) -> Measured:
     """Peak of total conductance."""
     run = case.ours(internal_batch_size=ROWS, **options)
-    made: list[RunningSums] = []
+    made: list[Any] = []
 
-    def kept(*args: Any, **kwargs: Any) -> RunningSums:
-        made.append(RunningSums(*args, **kwargs))
-        return made[-1]
+    def kept(kind: type[Any]) -> Any:
+        def make(*args: Any, **kwargs: Any) -> Any:
+            made.append(kind(*args, **kwargs))
+            return made[-1]
 
-    with patch("conductance.running.RunningSums", kept):
+        return patch(f"conductance.running.{kind.__name__}", make)
+
+    with kept(RunningSums), kept(NodeStore):
         highest, (sizes, result) = peak(lambda: case.calls(run))
     tensors = [*result.conductance.values(), *result.unit_error.values()]
-    sums = sum(tensor.nbytes for tensor in made[-1]._sums)
-    return Measured(highest, sum(tensor.nbytes for tensor in tensors), sums, max(sizes))
+    sums = sum(tensor.nbytes for tensor in made[0]._sums)
+    store = made[1].nbytes if len(made) > 1 else 0
+    return Measured(highest, sum(tensor.nbytes for tensor in tensors), sums, store, max(sizes))
 
 
-def per_row(case: Case) -> tuple[int, int]:
-    """Elements of one row: of all points, and of the leaf."""
-    result = case.first.ours(n_steps=2)()
-    return sum(tensor[0].numel() for tensor in result.values()), case.inputs[0].numel()
+def per_row(case: Case) -> int:
+    """Elements of one row of all points."""
+    return sum(tensor[0].numel() for tensor in case.first.ours(n_steps=2)().values())
 
 
 def bound(case: Case, **options: float | int) -> Row:
     """Hold one run against the plain pass, the tapped outputs of one call and the node store."""
     found = measure(case, **options)
     plain, _ = peak(case.plain([found.call_rows]))
-    points, leaf = per_row(case)
-    tapped = 4 * points * found.call_rows
+    tapped = 4 * per_row(case) * found.call_rows
     refined = "rtol" in options
     kind = ", ".join(f"{name}={value:g}" for name, value in options.items())
-    store = 0
-    if refined:
-        node = 2 * 4 * (points + leaf)
-        flights = max(1, min(len(case.inputs), ROWS // 16))
-        store = node * min(flights * MOST_NODES, STORE_BYTES // node)
     factor = 2.3 if refined else 1.15
     return {
         "what": f"{case.name}, {len(case.inputs)} examples, {kind}",
@@ -95,11 +92,11 @@ def bound(case: Case, **options: float | int) -> Row:
         "peak MB": _mb(found.peak),
         "result MB": _mb(found.result),
         "sums MB": _mb(found.sums),
-        "node store MB": _mb(store),
+        "node store MB": _mb(found.store),
         "plain pass MB": _mb(plain),
         "tapped MB": _mb(tapped),
-        "extra / tapped": (found.rest - plain - store) / tapped,
-        **at_most((found.rest - plain - store) / tapped, factor),
+        "extra / tapped": (found.rest - plain) / tapped,
+        **at_most((found.rest - plain) / tapped, factor),
     }
 
 
@@ -159,7 +156,7 @@ def run(*, quick: bool = False) -> Iterator[Table]:
         [bound(case, **option(case)) for case in few for option in options],
     )
     rows = [row for make in MAKERS for row in flatness(make, quick=quick)]
-    yield Table("Memory does not grow", f"{text} Growth of peak - result - sums.", rows)
+    yield Table("Memory does not grow", f"{text} Growth of peak - result - sums - node store.", rows)
     yield Table(
         "Memory against Captum",
         "Peak of live tensor bytes; ours chooses the rows of a call, Captum runs all at once.",
