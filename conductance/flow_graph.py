@@ -6,12 +6,13 @@ layers exists if and only if some way between them crosses no other layer asked,
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from conductance.engine import Engine, Held
 from conductance.hooks import Edge, GraphView, PointInfo, edge_of
@@ -123,22 +124,21 @@ class Blocked:
         self._axes = axes
         self._root: int | None = None
         self._arrived: dict[int, Tensor] = {}
-        self._handles = [
-            tensor.register_hook(self._stop(layer))
-            for layer, tensor in enumerate(held.tensors)
-            if tensor is not None and tensor.requires_grad
-        ]
+        self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> Blocked:
+        for layer, tensor in enumerate(self._held.tensors):
+            if tensor is not None and tensor.requires_grad:
+                self._handles.append(tensor.register_hook(self._stop(layer)))
         return self
 
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
 
-    def _stop(self, layer: int):  # type: ignore[no-untyped-def]
-        def stop(gradient: Tensor) -> Tensor | None:
-            if layer == self._root:
+    def _stop(self, layer: int) -> Callable[[Tensor | None], Tensor | None]:
+        def stop(gradient: Tensor | None) -> Tensor | None:
+            if gradient is None or layer == self._root:  # None: another tensor of the same operator is pulled back
                 return None
             self._arrived[layer] = gradient
             return torch.zeros_like(gradient)
