@@ -164,7 +164,8 @@ def conductance_flow(
         },
         ["input"] if feature_groups is None else features.labels or [],
     )
-    warn(pilot, rules, n_steps)
+    verdict = {"error": {name: result.error[name] for name in result.layers}, "settings": result.settings}
+    warn(replace(pilot, status=result.status, converged=result.converged, **verdict), rules, n_steps)
     return result
 
 
@@ -257,8 +258,9 @@ class _Work:
             self.edges[pair][n], self.edge_error[pair][n] = value.reshape(shape), error.reshape(shape)
             errors[pair[1]] += float(error.sum())
             sizes[pair[1]] += float(value.abs().sum())
+        wide = wide_dtype(self.path.device)
         for layer in range(self.layers + 1):
-            conductance = self.outflow(layer, n) if layer < self.layers else torch.tensor([change])
+            conductance = self.outflow(layer, n) if layer < self.layers else torch.tensor([change], dtype=wide)
             scale = float(conductance.abs().sum())
             gap = float((conductance.to(self.path.device) - self.inflow(layer, n)).abs().sum())
             floor = ROUNDINGS * self.precision * sizes[layer]

@@ -6,15 +6,16 @@ layers exists if and only if some way between them crosses no other layer asked,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from conductance.engine import Engine, Held
-from conductance.hooks import Edge, GraphView, edge_of
+from conductance.hooks import Edge, GraphView, PointInfo, edge_of
 from conductance.running import Prepared
 
 #: Number of the target among the layers: the end of every flow. The input is number -1.
@@ -28,7 +29,8 @@ class Wiring:
     Attributes
     ----------
     sources
-        For each layer in forward order, and at the end for the target, its direct sources in forward order.
+        For each layer, and at the end for the target, its direct sources. Layers come in forward order, and behind all
+        layers that feed them.
     """
 
     sources: tuple[tuple[int, ...], ...]
@@ -58,8 +60,8 @@ def wired(ready: Prepared, named: set[str]) -> tuple[Prepared, Wiring]:
     engine = Engine(ready.model, ready.selection.modules, ready.points, ready.path, ready.function, ready.fewest)
     held = engine.hold(np.zeros(2, dtype=np.int64), np.ones(2))
     view = GraphView(held.output.sum(), held.leaves)
-    seen: dict[Edge, str] = {}
-    points, left_out = [], list(ready.left_out)
+    kept: dict[Edge, PointInfo] = {}
+    left_out = list(ready.left_out)
     for info, tensor in zip(ready.points, held.tensors, strict=True):
         edge = None if tensor is None or not tensor.requires_grad else edge_of(tensor)
         why = ""
@@ -67,23 +69,40 @@ def wired(ready: Prepared, named: set[str]) -> tuple[Prepared, Wiring]:
             why = "does not depend on the inputs"
         elif not view.reaches_output(edge):
             why = "does not reach the target"
-        elif edge in seen:
-            why = f"is the same tensor as {seen[edge]!r}; name one of them"
+        elif edge in kept and info.name in named and kept[edge].name not in named:
+            left_out.append(kept.pop(edge).name)  # the name that was asked for stays
+        elif edge in kept:
+            why = f"is the same tensor as {kept[edge].name!r}; name one of them"
         if why and info.name in named:
             raise ValueError(f"layers names {info.name!r}, which {why}: nothing flows through it")
         if why or edge is None:
             left_out.append(info.name)
-            continue
-        seen[edge] = info.name
-        points.append(info)
-    if not points:
+        else:
+            kept[edge] = info
+    if not kept:
         raise ValueError(f"layers leaves nothing that conductance flows through; left out: {', '.join(left_out)}")
-    number = {edge: place for place, edge in enumerate(seen)}
-    sources = []
-    for later in [*seen, None]:
-        found = view.direct_sources(later, seen)
-        sources.append(tuple(sorted({number.get(edge, INPUT) for edge in found})))
-    return replace(ready, points=points, left_out=left_out), Wiring(tuple(sources))
+    feeds = {edge: view.direct_sources(edge, kept) & kept.keys() for edge in kept}
+    order = _sources_first(feeds)
+    number = {edge: place for place, edge in enumerate(order)}
+    sources = [
+        tuple(sorted({number.get(edge, INPUT) for edge in view.direct_sources(later, kept)})) for later in [*order, None]
+    ]
+    return replace(ready, points=[kept[edge] for edge in order], left_out=left_out), Wiring(tuple(sources))
+
+
+def _sources_first(feeds: Mapping[Edge, Collection[Edge]]) -> list[Edge]:
+    """Bring layers into an order where each comes behind all that feed it, as near to the given one as may be.
+
+    Layers are tapped in the order of the calls that make or take them; a tensor tapped as a late call's input may
+    have been made before, and have fed layers that were tapped before it.
+    """
+    order: list[Edge] = []
+    waiting = list(feeds)
+    while waiting:
+        ready = next(edge for edge in waiting if all(source in order for source in feeds[edge]))
+        waiting.remove(ready)
+        order.append(ready)
+    return order
 
 
 class Blocked:
@@ -105,22 +124,21 @@ class Blocked:
         self._axes = axes
         self._root: int | None = None
         self._arrived: dict[int, Tensor] = {}
-        self._handles = [
-            tensor.register_hook(self._stop(layer))
-            for layer, tensor in enumerate(held.tensors)
-            if tensor is not None and tensor.requires_grad
-        ]
+        self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> Blocked:
+        for layer, tensor in enumerate(self._held.tensors):
+            if tensor is not None and tensor.requires_grad:
+                self._handles.append(tensor.register_hook(self._stop(layer)))
         return self
 
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
 
-    def _stop(self, layer: int):  # type: ignore[no-untyped-def]
-        def stop(gradient: Tensor) -> Tensor | None:
-            if layer == self._root:
+    def _stop(self, layer: int) -> Callable[[Tensor | None], Tensor | None]:
+        def stop(gradient: Tensor | None) -> Tensor | None:
+            if gradient is None or layer == self._root:  # None: another tensor of the same operator is pulled back
                 return None
             self._arrived[layer] = gradient
             return torch.zeros_like(gradient)

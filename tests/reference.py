@@ -1,4 +1,4 @@
-"""Total conductance three slow ways, in plain torch: the oracles that the package is held to.
+"""Total conductance three slow ways, and flow by its definition, in plain torch: the oracles of the package.
 
 ``C = ∫ v · dy`` along the straight path from a baseline to an input, ``y`` a layer's activation and
 ``v = ∂F/∂y``. One example at a time, given as a batch of one; layers are names of modules that run once and
@@ -7,15 +7,17 @@ give one tensor. ``input`` stands for the input itself (of several inputs: all o
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.autograd.functional import jvp
+from torch.autograd.functional import jacobian, jvp
 
 Inputs = Tensor | tuple[Tensor, ...]
 LEAF = "input"
+TARGET = "target"
 
 
 def _tuple(inputs: Inputs) -> tuple[Tensor, ...]:
@@ -90,6 +92,74 @@ def literal_total(
         for j, (_, activation) in enumerate(passes):
             total = total + float(matrix[k][j]) * gradient * activation
     return total
+
+
+def _flat_pass(
+    model: nn.Module, point: tuple[Tensor, ...], held: dict[str, Tensor], layer: str, target: int
+) -> Tensor:
+    """Activation of a layer, or F, flattened, with the outputs of other layers replaced by given ones."""
+    caught: list[Tensor] = []
+    handles = [] if layer == TARGET else [_catch_into(caught, model.get_submodule(layer))]
+    for name, tensor in held.items():
+        hook = model.get_submodule(name).register_forward_hook(lambda _module, _args, _output, tensor=tensor: tensor)
+        handles.append(hook)
+    try:
+        score = model(*point)[0, target]
+    finally:
+        for handle in handles:
+            handle.remove()
+    return score.reshape(1) if layer == TARGET else caught[0].reshape(-1)
+
+
+def _catch_into(caught: list[Tensor], module: nn.Module) -> torch.utils.hooks.RemovableHandle:
+    return module.register_forward_hook(lambda _module, _args, output: caught.append(output))
+
+
+def literal_flow(
+    model: nn.Module,
+    x: Inputs,
+    baseline: Inputs,
+    target: int,
+    layers: Sequence[str],
+    alphas: Sequence[float],
+    matrix: Sequence[Sequence[float]],
+) -> dict[tuple[str, str], Tensor]:
+    """Flow ``E_jk = Σ_ml A_ml v_k (∂z_k/∂y_j) y_j`` by Jacobians: every other layer is held while ``y`` is moved.
+
+    Returns
+    -------
+    dict
+        For every pair of layers, connected or not, with `LEAF` as a source and `TARGET` as an end,
+        ``(source elements, elements)``.
+    """
+    pairs = [(source, layer) for layer in (*layers, TARGET) for source in (LEAF, *layers) if source != layer]
+    products: dict[tuple[str, str], list[Tensor]] = {pair: [] for pair in pairs}
+    places: dict[str, list[Tensor]] = {source: [] for source in (LEAF, *layers)}
+    for alpha in alphas:
+        point = tuple(part.detach() for part in _point(x, baseline, float(alpha)))
+        v = {TARGET: torch.ones(1, dtype=torch.float64)}
+        held: dict[str, Tensor] = {}
+        for layer in layers:
+            gradient, activation = literal_pass(model, x, baseline, target, layer, float(alpha))
+            v[layer], held[layer] = gradient.reshape(-1), activation[None]
+        for source, several in places.items():
+            several.append(torch.cat([part.reshape(-1) for part in (point if source == LEAF else (held[source],))]))
+        for source, layer in pairs:
+            others = {name: tensor for name, tensor in held.items() if name not in (source, layer)}
+
+            def end(*moved: Tensor, source: str = source, layer: str = layer, others: Any = others) -> Tensor:
+                if source == LEAF:
+                    return _flat_pass(model, moved, others, layer, target)
+                return _flat_pass(model, point, {**others, source: moved[0]}, layer, target)
+
+            found = jacobian(end, point if source == LEAF else (held[source],))
+            slopes = torch.cat([part.flatten(1) for part in found], 1)
+            products[source, layer].append((v[layer][:, None] * slopes).T)
+    weights = torch.tensor(matrix, dtype=torch.float64)
+    return {
+        (source, layer): torch.einsum("ml,mjk,lj->jk", weights, torch.stack(several), torch.stack(places[source]))
+        for (source, layer), several in products.items()
+    }
 
 
 def jacobian_total(model: nn.Module, x: Inputs, baseline: Inputs, target: int, layer: str, points: int = 40) -> Tensor:
