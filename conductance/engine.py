@@ -116,7 +116,7 @@ class Engine:
         self.ran: Callable[[int], None] | None = None  # told the evaluations so far, after each call
         self._delivered: set[int] | None = None
         root = {"": model} if isinstance(model, nn.Module) else {}
-        self._modules = {**modules, **root}
+        self.modules = {**modules, **root}
         self._numbers = {info.point: number for number, info in enumerate(points)}
         self._clone = [info.point for info in points if info.in_place]
 
@@ -157,7 +157,7 @@ class Engine:
                 raise _not_rows(point, activation, ran)
             hand_over(number, activation.movedim(axis, 0), gradient.movedim(axis, 0))
 
-        with capture(self._modules, list(self._numbers), deliver, clone=self._clone):
+        with capture(self.modules, list(self._numbers), deliver, clone=self._clone):
             output = self.target(self.model(*rows.args, **rows.kwargs), which // self.path.per_example)
             check_rows(output, ran)
             gradients = torch.autograd.grad(output[:count].sum(), rows.leaves, allow_unused=True)
@@ -216,7 +216,7 @@ class Engine:
             return [None if one is None else forward_ad.unpack_dual(one).tangent for one in held.tensors]
 
     def _held(self, which: Tensor, rows: Rows) -> Held:
-        with hold(self._modules, list(self._numbers), clone=self._clone) as held:
+        with hold(self.modules, list(self._numbers), clone=self._clone) as held:
             output = self.target(self.model(*rows.args, **rows.kwargs), which // self.path.per_example)
         check_rows(output, len(which))
         tensors = [held.tensors.get(info.point) for info in self.points]
@@ -254,7 +254,7 @@ class Engine:
 
         which, rows = self._rows(paths, alphas)
         points = list(self._numbers)
-        with capture(self._modules, points, gradient, clone=self._clone, on_activation=activation):
+        with capture(self.modules, points, gradient, clone=self._clone, on_activation=activation):
             output = self.target(self.model(*rows.args, **rows.kwargs), which // self.path.per_example)
             if not forward:
                 torch.autograd.grad(output.sum(), rows.leaves, allow_unused=True)

@@ -11,6 +11,7 @@ from conductance.engine import Engine, Held
 from conductance.features import Features
 from conductance.flow_graph import INPUT, Blocked, Wiring
 from conductance.flow_results import REST, Unit
+from conductance.flow_weights import ThroughWeights
 from conductance.pulling import as_it_is
 from conductance.replay import Increments, Parts, Rows, held_calls
 from conductance.sums import Layout
@@ -52,7 +53,10 @@ class Column:
 
     def group(self, rows: Tensor) -> Tensor:
         """Sum ``(n, elements)`` over the elements of each node, ``(n, nodes)``."""
-        per_unit = self.layout.per_unit(rows)
+        return self.gather(self.layout.per_unit(rows))
+
+    def gather(self, per_unit: Tensor) -> Tensor:
+        """Sum ``(n, units)`` over the units of each node, ``(n, nodes)``."""
         chosen = per_unit[:, self.units]
         if not self._others:
             return chosen
@@ -99,6 +103,8 @@ class Edges:
         self.columns = columns
         self.rows = rows
         self._axes = [info.point.batch_axis for info in engine.points]
+        layouts = [column.layout for column in columns]
+        self.weights = ThroughWeights(engine.points, layouts, wiring, engine.modules)
 
     def __call__(self, batch: Rows) -> list[Tensor]:
         """Run the rows."""
@@ -124,11 +130,12 @@ class Edges:
 
     def _increments(self, batch: Rows, held: Held) -> dict[int, Increments]:
         """Increments of every layer over all rows, and of the path itself for the input."""
+        before = {sources[0] for layer, sources in enumerate(self.wiring.sources) if layer in self.weights}
         activations = [self._activations(held)]
         for call in list(batch.calls(self.rows))[1:]:
             activations.append(self._activations(self.engine.hold(batch.paths[call], batch.alphas[call])))
         found = {
-            layer: batch.increments(torch.cat(parts) if len(parts) > 1 else parts[0])
+            layer: batch.increments(torch.cat(parts) if len(parts) > 1 else parts[0], with_error=layer in before)
             for layer, parts in enumerate(zip(*activations, strict=True))
         }
         return found | {INPUT: batch.along(self.engine.path.device, self.engine.path.dtype)}
@@ -150,6 +157,9 @@ class Edges:
         found = []
         with Blocked(held, self.wiring, self._axes) as blocked:
             for layer in reversed(range(last + 1)):
+                if layer in self.weights and layer in gradients and self._count(layer) > 1:
+                    found += self._weighed(layer, blocked, gradients, increments, call)
+                    continue
                 for node in range(self._count(layer)):
                     arrived = {}
                     if layer == last:
@@ -163,6 +173,23 @@ class Edges:
                         parts = self._integrate(source, gradient, held, examples, increments[source], call.start)
                         found.append(((source, layer, node), parts))
         return found
+
+    def _weighed(
+        self,
+        layer: int,
+        blocked: Blocked,
+        gradients: dict[int, Tensor],
+        increments: dict[int, Increments],
+        call: slice,
+    ) -> list[tuple[tuple[int, int, int], Parts]]:
+        """Edges through the weight between a layer and its source; one pull-back takes the whole gradient on."""
+        (source,) = self.wiring.sources[layer]
+        arrived = blocked.pull(layer, gradients[layer])[source]
+        assert isinstance(arrived, Tensor)
+        gradients[source] = gradients[source] + arrived if source in gradients else arrived
+        into, out_of = self.columns[layer].gather, self.columns[source].gather
+        several = self.weights.edges(layer, source, gradients[layer], increments[source], call, into, out_of)
+        return [((source, layer, node), parts) for node, parts in enumerate(several)]
 
     def _integrate(
         self,

@@ -6,6 +6,7 @@ layers exists if and only if some way between them crosses no other layer asked,
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,6 +19,8 @@ from conductance.engine import Engine, Held
 from conductance.hooks import Edge, GraphView, PointInfo, edge_of
 from conductance.running import Prepared
 
+_PRODUCTS = re.compile(r"(Addmm|Mm|Linear|MkldnnLinear|\w*Convolution\w*)Backward\d*")
+_RESHAPES = re.compile(r"(View|UnsafeView|ReshapeAlias|Squeeze|Unsqueeze)Backward\d*")
 #: Number of the target among the layers: the end of every flow. The input is number -1.
 INPUT = -1
 
@@ -31,9 +34,12 @@ class Wiring:
     sources
         For each layer, and at the end for the target, its direct sources. Layers come in forward order, and behind all
         layers that feed them.
+    one_product
+        Layers that come from their only source by one product, with a weight perhaps, and reshapes.
     """
 
     sources: tuple[tuple[int, ...], ...]
+    one_product: frozenset[int] = frozenset()
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
@@ -85,9 +91,34 @@ def wired(ready: Prepared, named: set[str]) -> tuple[Prepared, Wiring]:
     order = _sources_first(feeds)
     number = {edge: place for place, edge in enumerate(order)}
     sources = [
-        tuple(sorted({number.get(edge, INPUT) for edge in view.direct_sources(later, kept)})) for later in [*order, None]
+        tuple(sorted({number.get(edge, INPUT) for edge in view.direct_sources(later, kept)}))
+        for later in [*order, None]
     ]
-    return replace(ready, points=[kept[edge] for edge in order], left_out=left_out), Wiring(tuple(sources))
+    products = frozenset(
+        layer
+        for layer, edge in enumerate(order)
+        if len(sources[layer]) == 1 and sources[layer][0] != INPUT and _one_product(edge, order[sources[layer][0]])
+    )
+    points = [kept[edge] for edge in order]
+    return replace(ready, points=points, left_out=left_out), Wiring(tuple(sources), products)
+
+
+def _one_product(later: Edge, earlier: Edge) -> bool:
+    """Whether a tensor comes from another one through a linear map or convolution, and reshapes, alone."""
+    node = _behind_reshapes(later)[0]
+    if not _PRODUCTS.fullmatch(node.name()):
+        return False
+    below = [(one, number) for one, number in node.next_functions if one is not None]
+    return any(_behind_reshapes(edge, earlier) == earlier for edge in below)
+
+
+def _behind_reshapes(edge: Edge, stop: Edge | None = None) -> Edge:
+    while edge != stop and _RESHAPES.fullmatch(edge[0].name()):
+        node, number = edge[0].next_functions[0]
+        if node is None:
+            break
+        edge = node, number
+    return edge
 
 
 def _sources_first(feeds: Mapping[Edge, Collection[Edge]]) -> list[Edge]:

@@ -211,17 +211,19 @@ class Increments:
     ----------
     value
         ``U_k = Σ_l A_kl y_l`` of each row, ``(rows, elements)``.
-    error
-        The same for the estimated error, signed, if it was asked for.
+    slots
+        Place of each row's example.
+    errors
+        The same for the differences of rules on two levels, signed, if they were asked for.
     """
 
     def __init__(self, alike: list[_Alike], activation: Tensor, examples: int, *, with_error: bool = False) -> None:
         y = activation.to(work_dtype(activation.dtype))
         self.value = torch.zeros_like(y)
-        self.error = torch.zeros_like(y) if with_error else None
+        self.errors = [torch.zeros_like(y) for _ in range(2 if with_error else 0)]
         self.examples = examples
         self._panels: list[tuple[Tensor, Tensor, list[Tensor]]] = []
-        self._slot = torch.zeros(len(y), dtype=torch.int64, device=y.device)
+        self.slots = torch.zeros(len(y), dtype=torch.int64, device=y.device)
         for one in alike:
             rows, slots = (torch.as_tensor(part, device=y.device) for part in (one.rows, one.slots))
             rise = y[rows.reshape(-1)].reshape(*rows.shape, -1)
@@ -229,9 +231,9 @@ class Increments:
             matrices = [one.value, one.difference, *([] if one.before is None else [one.before])]
             value, *errors = (torch.bmm(torch.as_tensor(m, device=y.device).to(y.dtype), rise) for m in matrices)
             self.value.index_add_(0, rows.reshape(-1), value.reshape(-1, y.shape[1]))
-            self._slot[rows.reshape(-1)] = slots.repeat_interleave(rows.shape[1])
-            if self.error is not None:
-                self.error.index_add_(0, rows.reshape(-1), errors[0].reshape(-1, y.shape[1]))
+            self.slots[rows.reshape(-1)] = slots.repeat_interleave(rows.shape[1])
+            for whole, error in zip(self.errors, errors, strict=False):
+                whole.index_add_(0, rows.reshape(-1), error.reshape(-1, y.shape[1]))
             self._panels.append((rows, slots, errors))
 
     def integrate(self, gradient: Tensor, group: Grouping, first: int = 0) -> Parts:
@@ -245,7 +247,7 @@ class Increments:
         own = slice(first, first + len(v))
         rows = group(v * self.value[own]).to(wide)
         value = torch.zeros(self.examples, rows.shape[1], dtype=wide, device=v.device)
-        value.index_add_(0, self._slot[own], rows)
+        value.index_add_(0, self.slots[own], rows)
         if len(v) < len(self.value):
             whole = v.new_zeros(len(self.value), v.shape[1])
             whole[own] = v

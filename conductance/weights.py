@@ -259,8 +259,7 @@ class _Work:
             if len(there) == len(parts):
                 whole = torch.cat(there) if len(there) > 1 else there[0]
                 steps = batch.increments(whole.reshape(len(whole), -1), with_error=True)
-                assert steps.error is not None
-                found[before] = (steps.value.reshape(whole.shape), steps.error.reshape(whole.shape))
+                found[before] = (steps.value.reshape(whole.shape), steps.errors[0].reshape(whole.shape))
         return found
 
     def _rows_first(self, point: int, tensor: Tensor | None) -> Tensor | None:
