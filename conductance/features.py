@@ -123,7 +123,7 @@ class Features:
                 raise ValueError(
                     f"feature_groups names the inputs {list(groups)}, but those that move are {list(self.keys)}"
                 )
-            return [groups[str(key)] for key in self.keys]
+            return [groups[key] for key in self.keys]
         if isinstance(groups, (tuple, list)):
             if len(groups) != len(self.keys):
                 raise ValueError(
