@@ -68,7 +68,7 @@ class Features:
         numbers = torch.unique(torch.cat([mask.reshape(-1).cpu() for mask in masks]))
         self.labels = numbers.tolist()
         self.count = len(numbers)
-        self._ids = [torch.searchsorted(numbers.to(mask.device), mask) for mask in masks]
+        self._ids = [torch.searchsorted(numbers.to(mask.device), mask.contiguous()) for mask in masks]
 
     def sums(self, tensors: Sequence[Tensor | None], examples: Tensor) -> Tensor:
         """Sum ``(rows, …)``, one tensor for each moving input, over features: ``(rows, features)``.

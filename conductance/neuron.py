@@ -230,6 +230,7 @@ class _Work:
         from tqdm.auto import tqdm
 
         self.spent += pilot.evaluations.cpu().numpy()
+        first = self._accepted(pilot)
         found = list(pilot.status)  # of the last run for total conductance
         with tqdm(total=self.path.batch, desc="neurons", unit="example", disable=not progress) as bar:
             try:
@@ -237,12 +238,12 @@ class _Work:
                     ratios: dict[int, float] = {}
                     for done in replay(nodes, self.run.rows, self.path.per_example, self._push or self._pull):
                         n, ratio = done.example, self._take(done)
-                        missed = pilot.status[n] == "ok" and ratio < 1.0
+                        missed = first[n] == "ok" and ratio < 1.0
                         room = self.rules.max_evaluations - self.spent[n]
                         if missed and left and self.adaptive and found[n] == "ok" and room > 4 * done.rows:
                             ratios[n] = ratio
                             continue
-                        self.status[n] = pilot.status[n] if not missed else "budget" if found[n] == "ok" else found[n]
+                        self.status[n] = first[n] if not missed else "budget" if found[n] == "ok" else found[n]
                         bar.update()
                     if not ratios:
                         break
@@ -250,6 +251,20 @@ class _Work:
             except KeyboardInterrupt:
                 return True
         return False
+
+    def _accepted(self, pilot: TotalConductance) -> list[str]:
+        """Status of the first run; ok too where only integrated gradients, which guide it, stayed too coarse.
+
+        They may be nothing but rounding where the units are not: F comes back to where it began.
+        """
+        worst = torch.stack([pilot.error[info.name] for info in self.run.points]).amax(0)
+        sizes = [pilot[info.name].reshape(len(worst), -1).abs().sum(1) for info in self.run.points]
+        scale = torch.stack([pilot.output_change.abs(), *(size.to(worst) for size in sizes)]).amax(0)
+        good = (worst <= self.rules.rtol) & (pilot.unattributed.abs() <= self.rules.rtol * scale)
+        return [
+            "ok" if fine and one in ("precision", "budget") and self.adaptive else one
+            for one, fine in zip(pilot.status, good.tolist(), strict=True)
+        ]
 
     def _tightened(self, ratios: dict[int, float], found: list[str]) -> dict[int, PathRule]:
         """Nodes of total conductance to smaller tolerances, for examples by what is allowed over what was found."""

@@ -9,12 +9,14 @@ two reverse passes lose what its backward pass hides.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from conductance.engine import Engine, Held
@@ -50,6 +52,7 @@ class Push:
         self.pull = pull
         self.detour: list[str] = []
         self.given_up = False
+        _get_ready()
         self._ways = ["forward derivatives", "attention by its formula", "no oneDNN or cuDNN", "two reverse passes"]
 
     def __call__(self, batch: Rows) -> list[Tensor]:
@@ -153,6 +156,13 @@ class Push:
                 if one is not None:
                     sums[layer] = sums[layer] + (one * direction).reshape(len(one), -1).sum(1).to(sums[layer])
         return sums
+
+
+def _get_ready() -> None:
+    """Have torch load its forward derivatives: on first use it compiles some with what it deprecates, and warns."""
+    with warnings.catch_warnings(), forward_ad.dual_level():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        forward_ad.make_dual(torch.zeros(1), torch.ones(1))
 
 
 class _DiffersError(RuntimeError):
