@@ -51,7 +51,7 @@ class Gate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         units = self.act(self.hidden(x))
-        return 2 * units[:, :1] + units[:, 1:]
+        return torch.add(units[:, 1:], units[:, :1], alpha=2)
 
 
 class Mixed(nn.Module):

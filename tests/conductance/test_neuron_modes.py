@@ -90,7 +90,7 @@ def test_several_layers_share_a_push_forward() -> None:
 
 def test_a_recurrent_layer_in_single_precision_goes_without_onednn() -> None:
     model, inputs = seeded(LstmNet).float(), normal(3, 5, 6).float()
-    before = torch.backends.mkldnn.enabled  # type: ignore[attr-defined]
+    before = torch.backends.mkldnn.enabled
     reverse, forward = _both(model, LSTM, inputs=inputs, target=TARGETS, n_steps=5)
     assert forward.settings["mode"] == "forward"
     assert _detour(forward) == [FORMULA, PLAIN]
@@ -98,7 +98,7 @@ def test_a_recurrent_layer_in_single_precision_goes_without_onednn() -> None:
     assert_same(tensor(forward), tensor(reverse), 1e-5)
     double = one(seeded(LstmNet), LSTM, inputs=inputs.double(), target=TARGETS, n_steps=5)
     assert_same(tensor(forward).double(), tensor(double), 1e-5)
-    assert torch.backends.mkldnn.enabled is before  # type: ignore[attr-defined]
+    assert torch.backends.mkldnn.enabled is before
 
 
 class Sine(torch.autograd.Function):
@@ -112,7 +112,7 @@ class Sine(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (h,) = ctx.saved_tensors
-        return grad * h.cos()
+        return torch.mul(grad, h.cos())
 
 
 class Once(Sine):
@@ -122,7 +122,7 @@ class Once(Sine):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (h,) = ctx.saved_tensors
-        return grad * h.cos()
+        return torch.mul(grad, h.cos())
 
 
 class Hidden(Sine):
@@ -131,7 +131,7 @@ class Hidden(Sine):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (h,) = ctx.saved_tensors
-        return torch.as_tensor(grad.detach().numpy()) * h.cos()
+        return torch.mul(torch.as_tensor(grad.detach().numpy()), h.cos())
 
 
 class StraightThrough(Sine):
@@ -156,7 +156,7 @@ class Normed(nn.Module):
     def forward(self, h: Tensor) -> Tensor:
         with torch.no_grad():
             norm = h.norm(dim=1, keepdim=True)
-        return h * h / norm
+        return torch.div(h * h, norm)
 
 
 class Applied(nn.Module):

@@ -104,7 +104,7 @@ def test_files_that_are_none_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not a complete safetensors file"):
         cd.load(tmp_path / "text")
     save_file({"x": torch.zeros(1)}, tmp_path / "other", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="has the format 'pt', expected one of conductance.total"):
+    with pytest.raises(ValueError, match=r"has the format 'pt', expected one of conductance\.total"):
         cd.load(tmp_path / "other")
     FOUND["elements"].save(tmp_path / "found")
     with safe_open(tmp_path / "found", framework="pt") as file:
