@@ -255,12 +255,13 @@ class _Work:
     def _accepted(self, pilot: TotalConductance) -> list[str]:
         """Status of the first run; ok too where only integrated gradients, which guide it, stayed too coarse.
 
-        They may be nothing but rounding where the units are not: F comes back to where it began.
+        They may be nothing but rounding where the units are not: F comes back to where it began. And where nothing
+        moves at all, nothing is missed.
         """
         worst = torch.stack([pilot.error[info.name] for info in self.run.points]).amax(0)
         sizes = [pilot[info.name].reshape(len(worst), -1).abs().sum(1) for info in self.run.points]
         scale = torch.stack([pilot.output_change.abs(), *(size.to(worst) for size in sizes)]).amax(0)
-        good = (worst <= self.rules.rtol) & (pilot.unattributed.abs() <= self.rules.rtol * scale)
+        good = ((worst <= self.rules.rtol) | (scale == 0)) & (pilot.unattributed.abs() <= self.rules.rtol * scale)
         return [
             "ok" if fine and one in ("precision", "budget") and self.adaptive else one
             for one, fine in zip(pilot.status, good.tolist(), strict=True)
