@@ -68,7 +68,7 @@ class Features:
         numbers = torch.unique(torch.cat([mask.reshape(-1).cpu() for mask in masks]))
         self.labels = numbers.tolist()
         self.count = len(numbers)
-        self._ids = [torch.searchsorted(numbers.to(mask.device), mask) for mask in masks]
+        self._ids = [torch.searchsorted(numbers.to(mask.device), mask.contiguous()) for mask in masks]
 
     def sums(self, tensors: Sequence[Tensor | None], examples: Tensor) -> Tensor:
         """Sum ``(rows, …)``, one tensor for each moving input, over features: ``(rows, features)``.
@@ -123,7 +123,7 @@ class Features:
                 raise ValueError(
                     f"feature_groups names the inputs {list(groups)}, but those that move are {list(self.keys)}"
                 )
-            return [groups[str(key)] for key in self.keys]
+            return [groups[key] for key in self.keys]
         if isinstance(groups, (tuple, list)):
             if len(groups) != len(self.keys):
                 raise ValueError(

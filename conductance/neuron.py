@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from conductance._reporting import settings_of, warn
 from conductance._requests import checked_rules
-from conductance.errors import check_choice
+from conductance.errors import ConductanceError, check_choice
 from conductance.features import FeatureGroups, Features
 from conductance.hooks import LayerSpec
 from conductance.neuron_results import NeuronConductance
@@ -36,8 +36,10 @@ from conductance.units import Neuron, Neurons, chosen
 Mode = Literal["auto", "reverse", "forward"]
 #: A push-forward of one feature costs about as much as this many pull-backs of one unit.
 PUSH_COST = 1.5
-#: Rounds of refinement after the nodes of total conductance have been run.
+#: Times that nodes are run: those of total conductance, then finer ones where the tolerance needs it.
 ROUNDS = 6
+#: Evaluations that total conductance takes at least.
+LEAST = 5
 
 
 def neuron_conductance(
@@ -83,7 +85,7 @@ def neuron_conductance(
     rtol, atol, n_steps, max_evaluations, internal_batch_size, on_train, progress
         As for total conductance. The tolerance holds for the total conductance of the layer, whose nodes are taken,
         and for ``Σ|error|`` over all features and neurons against ``Σ|C|`` of them; nodes are added where it needs
-        them.
+        them. The budget is for both runs: at most half of it finds nodes, the rest runs them again.
 
     Returns
     -------
@@ -137,7 +139,8 @@ def neuron_conductance(
         on_train=on_train,
         most=rules.rows,
     ) as ready:
-        run = Run(ready, rules, n_steps, judge_leaves=True)
+        half = replace(rules, max_evaluations=max(LEAST, rules.max_evaluations // 2))  # its nodes are run again
+        run = Run(ready, half, n_steps, judge_leaves=True)
         features = Features(feature_groups, ready.path)
         selected = [chosen(neurons, layout, info.name) for info, layout in zip(run.points, run.layouts, strict=True)]
         nodes = run.keep_rules()
@@ -155,8 +158,20 @@ def neuron_conductance(
         "seconds": round(time.perf_counter() - started, 3),
     }
     results = work.results(pilot, settings)
-    warn(pilot, rules, n_steps)
+    warn(_outcome(pilot, results, settings), rules, n_steps)
     return next(iter(results.values())) if len(results) == 1 else results
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """Values and estimated errors of a layer for one example, flat; ``Σ|C|`` and the worst of its errors."""
+
+    value: Tensor
+    error: Tensor
+    total: Tensor
+    total_error: Tensor
+    scale: float
+    worst: float
 
 
 class _Work:
@@ -196,7 +211,9 @@ class _Work:
         )
         self.error = np.full((len(selected), batch), np.nan)
         self.spent = np.zeros(batch, dtype=np.int64)
-        self.within = np.zeros(batch, dtype=bool)
+        self.ratio = np.full(batch, -np.inf)
+        self.asked = np.full(batch, rules.rtol)
+        self.status = ["interrupted"] * batch
         self.precision = float(max(torch.finfo(layout.dtype).eps for layout in run.layouts)) / 2
 
     @property
@@ -214,65 +231,100 @@ class _Work:
         from tqdm.auto import tqdm
 
         self.spent += pilot.evaluations.cpu().numpy()
-        each, rules = self.path.per_example, self.rules
+        first = self._accepted(pilot)
+        found = list(pilot.status)  # of the last run for total conductance
         with tqdm(total=self.path.batch, desc="neurons", unit="example", disable=not progress) as bar:
             try:
-                for _ in range(ROUNDS):
+                for left in reversed(range(ROUNDS)):
                     ratios: dict[int, float] = {}
-                    for done in replay(nodes, self.run.rows, each, self._push or self._pull):
-                        ratio, n = self._take(done), done.example
+                    for done in replay(nodes, self.run.rows, self.path.per_example, self._push or self._pull):
+                        n, ratio = done.example, self._take(done)
+                        missed = first[n] == "ok" and ratio < 1.0
                         room = self.rules.max_evaluations - self.spent[n]
-                        if self.adaptive and ratio < 1.0 and pilot.status[n] == "ok" and room > 2 * done.rows:
+                        if missed and left and self.adaptive and found[n] == "ok" and room > 4 * done.rows:
                             ratios[n] = ratio
-                        else:
-                            bar.update()
+                            continue
+                        self.status[n] = first[n] if not missed else "budget" if found[n] == "ok" else found[n]
+                        bar.update()
                     if not ratios:
                         break
-                    rules = replace(rules, rtol=rules.rtol * float(np.clip(0.5 * min(ratios.values()), 1 / 64, 0.5)))
-                    nodes = self._tightened(rules, list(ratios))
+                    nodes = self._tightened(ratios, found)
             except KeyboardInterrupt:
                 return True
         return False
 
-    def _tightened(self, rules: Rules, examples: list[int]) -> dict[int, PathRule]:
-        """Nodes of total conductance to a smaller tolerance."""
-        run = Run(self.ready, rules, None, judge_leaves=True)
-        nodes = run.keep_rules()
-        if run.execute(progress=False, examples=examples):
-            raise KeyboardInterrupt
-        self.spent += run.collector.evaluations
+    def _accepted(self, pilot: TotalConductance) -> list[str]:
+        """Status of the first run; ok too where only integrated gradients, which guide it, stayed too coarse.
+
+        They may be nothing but rounding where the units are not: F comes back to where it began. And where nothing
+        moves at all, nothing is missed.
+        """
+        worst = torch.stack([pilot.error[info.name] for info in self.run.points]).amax(0)
+        sizes = [pilot[info.name].reshape(len(worst), -1).abs().sum(1) for info in self.run.points]
+        scale = torch.stack([pilot.output_change.abs(), *(size.to(worst) for size in sizes)]).amax(0)
+        good = ((worst <= self.rules.rtol) | (scale == 0)) & (pilot.unattributed.abs() <= self.rules.rtol * scale)
+        return [
+            "ok" if fine and one in ("precision", "budget") and self.adaptive else one
+            for one, fine in zip(pilot.status, good.tolist(), strict=True)
+        ]
+
+    def _tightened(self, ratios: dict[int, float], found: list[str]) -> dict[int, PathRule]:
+        """Nodes of total conductance to smaller tolerances, for examples by what is allowed over what was found."""
+        alike: dict[float, list[int]] = {}
+        for n, ratio in ratios.items():
+            self.asked[n] *= 2.0 ** np.floor(np.log2(np.clip(0.5 * ratio, 1 / 64, 0.5)))
+            alike.setdefault(float(self.asked[n]), []).append(n)
+        nodes: dict[int, PathRule] = {}
+        for rtol, examples in alike.items():
+            room = self.rules.max_evaluations - int(self.spent[examples].max())
+            rules = replace(self.rules, rtol=rtol, max_evaluations=max(LEAST, room // 2))
+            run = Run(self.ready, rules, None, judge_leaves=True)
+            kept = run.keep_rules()
+            if run.execute(progress=False, examples=examples):
+                raise KeyboardInterrupt
+            nodes |= kept
+            self.spent += run.collector.evaluations
+            for n in examples:
+                found[n] = run.collector.status[n]
         return nodes
 
     def _take(self, done: Replayed) -> float:
-        """Keep what an example gave; allowed over estimated error, of the worst layer."""
-        n, ratio = done.example, np.inf
+        """Keep what an example gave, unless it had better; allowed over estimated error, of the worst layer."""
+        n, layers = done.example, len(self.selected)
         self.spent[n] += done.rows
-        layers = len(self.selected)
-        for layer in range(layers):
-            own, totals = done.blocks[layer], done.blocks[layers + layer]
-            value, error = own[0], estimated(own)
-            total, total_error = totals[0], estimated(totals)
+        judged = [self._judged(done.blocks[layer], done.blocks[layers + layer]) for layer in range(layers)]
+        for info, one in zip(self.run.points, judged, strict=True):
+            if not np.isfinite(one.worst):
+                raise ConductanceError(
+                    f"the derivative of layer {info.name!r} by the inputs holds NaN or infinity on the path of example "
+                    f"{n}; choose a baseline at which it is well defined, or leave the layer out"
+                )
+        ratio = min(self._allowed(one) / one.worst if one.worst > 0 else np.inf for one in judged)
+        if ratio <= self.ratio[n]:
+            return float(self.ratio[n])
+        self.ratio[n] = ratio
+        for layer, one in enumerate(judged):
             shape = self.values[layer].shape[1:]
-            floor = ROUNDINGS * self.precision * value.abs()
-            self.values[layer][n], self.value_error[layer][n] = value.reshape(shape), (error + floor).reshape(shape)
-            self.totals[layer][n], self.total_error[layer][n] = total, total_error
-            scale = float(value.abs().sum())
-            missed = float((value.reshape(shape).sum(1) - total).abs().sum())
-            worst = max(float(error.sum()), float(total_error.sum()), missed) + float(floor.sum())
-            self.error[layer, n] = worst / scale if scale > 0 else (np.inf if worst > 0 else 0.0)
-            if worst > 0:
-                ratio = min(ratio, (self.rules.rtol * scale + self.rules.atol) / worst)
-        self.within[n] = ratio >= 1.0
+            self.values[layer][n], self.value_error[layer][n] = one.value.reshape(shape), one.error.reshape(shape)
+            self.totals[layer][n], self.total_error[layer][n] = one.total, one.total_error
+            self.error[layer, n] = one.worst / one.scale if one.scale > 0 else (np.inf if one.worst > 0 else 0.0)
         return float(ratio)
+
+    def _judged(self, own: Tensor, totals: Tensor) -> _Judged:
+        """What the sums of a layer amount to."""
+        value, total = own[0], totals[0]
+        floor = ROUNDINGS * self.precision * value.abs()
+        error, total_error = estimated(own), estimated(totals)
+        missed = float((value.reshape(len(total), -1).sum(1) - total).abs().sum())
+        worst = max(float(error.sum()), float(total_error.sum()), missed) + float(floor.sum())
+        return _Judged(value, error + floor, total, total_error, float(value.abs().sum()), worst)
+
+    def _allowed(self, one: _Judged) -> float:
+        return self.rules.rtol * one.scale + self.rules.atol
 
     def results(self, pilot: TotalConductance, settings: dict[str, Any]) -> dict[str, NeuronConductance]:
         """One labelled result a layer."""
         device = self.path.device
-        missing = torch.as_tensor(np.isnan(self.error[0]))
-        status = tuple("interrupted" if gone else one for one, gone in zip(pilot.status, missing.tolist(), strict=True))
-        status = tuple(
-            "budget" if one == "ok" and not within else one for one, within in zip(status, self.within, strict=True)
-        )
         found = {}
         for layer, info in enumerate(self.run.points):
             dtype = work_dtype(info.dtype)
@@ -288,12 +340,22 @@ class _Work:
                 output=pilot.output,
                 baseline_output=pilot.baseline_output,
                 unattributed=pilot.unattributed,
-                status=status,
+                status=tuple(self.status),
+                jumps=pilot.jumps,
                 evaluations=torch.as_tensor(self.spent).to(device),
-                converged=pilot.converged & torch.as_tensor(self.within).to(device),
+                converged=torch.tensor([one == "ok" for one in self.status], device=device),
                 settings={**settings, "layer": info.name},
             )
         return found
+
+
+def _outcome(
+    pilot: TotalConductance, results: dict[str, NeuronConductance], settings: dict[str, Any]
+) -> TotalConductance:
+    """The first run with the errors and verdicts of the second, to warn of."""
+    error = {name: torch.fmax(pilot.error[name], found.error) for name, found in results.items()}
+    last = next(iter(results.values()))
+    return replace(pilot, error=error, status=last.status, converged=last.converged, settings=settings)
 
 
 def _cast(values: Tensor | tuple[Tensor, ...], dtype: torch.dtype) -> Tensor | tuple[Tensor, ...]:

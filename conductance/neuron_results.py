@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from conductance import _files
 from conductance._result_checks import JSON, as_json
 from conductance._result_layers import LayerInfo, counted, wide
+from conductance.results import Jump
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +46,7 @@ class NeuronConductance:
         Labels of the feature groups, or None if every input element is a feature.
     info
         What is known of the layer.
-    output, baseline_output, unattributed, status, evaluations, converged, settings
+    output, baseline_output, unattributed, status, jumps, evaluations, converged, settings
         As of `TotalConductance`.
 
     Examples
@@ -55,7 +57,7 @@ class NeuronConductance:
     ...     values=torch.tensor([[[2.0, 4.0], [0.0, -6.0]]]), value_error=torch.zeros(1, 2, 2),
     ...     total=torch.tensor([[6.0, -6.0]]), total_error=torch.zeros(1, 2), error=one, neurons=[0, 1], features=None,
     ...     info=info, output=one, baseline_output=one, unattributed=one, status=("ok",),
-    ...     evaluations=torch.tensor([4]), converged=torch.tensor([True]), settings={},
+    ...     jumps=((),), evaluations=torch.tensor([4]), converged=torch.tensor([True]), settings={},
     ... )
     >>> found
     NeuronConductance('h', 2 neurons × 2 features, 1 example, 1 converged, worst error 0.0e+00)
@@ -81,6 +83,7 @@ class NeuronConductance:
     baseline_output: Tensor
     unattributed: Tensor
     status: tuple[str, ...]
+    jumps: tuple[tuple[Jump, ...], ...]
     evaluations: Tensor
     converged: Tensor
     settings: dict[str, JSON]
@@ -118,15 +121,14 @@ class NeuronConductance:
     @property
     def gap(self) -> Tensor:
         """``(batch, neurons)``: the neurons' total conductance less the sum over features; 0 within the tolerance."""
-        summed = sum(part.flatten(2).sum(2) for part in _parts(self.values))
-        return self.total - summed
+        return self.total - torch.cat([_flat(part) for part in _parts(self.values)], 2).sum(2)
 
     def summary(self) -> pd.DataFrame:
         """One row a neuron, means over examples: ``total``, ``Σ|C|`` over features, and the estimated error of that."""
         import pandas as pd
 
-        flat = torch.cat([wide(part).flatten(2) for part in _parts(self.values)], 2)
-        error = torch.cat([wide(part).flatten(2) for part in _parts(self.value_error)], 2)
+        flat = torch.cat([_flat(wide(part)) for part in _parts(self.values)], 2)
+        error = torch.cat([_flat(wide(part)) for part in _parts(self.value_error)], 2)
         return pd.DataFrame(
             {
                 "layer": self.layer,
@@ -144,8 +146,8 @@ class NeuronConductance:
         -------
         pandas.DataFrame
             Columns ``layer``, ``neuron``, ``feature``, ``example``, ``conductance``, ``error``. A feature is the label
-            of its group, or the place of an input element ("2" or "0, 3, 5"; with the input's number before it if
-            several inputs move).
+            of its group, or the place of an input element ("2" or "0, 3, 5", "0" for an input of one number a row;
+            with the input's number before it if several inputs move).
         """
         import pandas as pd
 
@@ -157,7 +159,7 @@ class NeuronConductance:
         columns = {"conductance": parts, "error": errors}
         table = pd.DataFrame(
             {
-                name: torch.cat([wide(part).flatten(2) for part in several], 2).reshape(-1).cpu().numpy()
+                name: torch.cat([_flat(wide(part)) for part in several], 2).reshape(-1).cpu().numpy()
                 for name, several in columns.items()
             },
             index,
@@ -168,9 +170,9 @@ class NeuronConductance:
     def _labels(self, number: int, part: Tensor, parts: int) -> list[int | str]:
         if self.features is not None:
             return self.features
-        places = torch.cartesian_prod(*(torch.arange(size) for size in part.shape[2:])).reshape(-1, part.dim() - 2)
         before = f"{number}: " if parts > 1 else ""
-        return [before + ", ".join(map(str, place)) for place in places.tolist()]
+        places = product(*(range(size) for size in part.shape[2:] or (1,)))
+        return [before + ", ".join(map(str, place)) for place in places]
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file; the folder has to exist. `conductance.load` reads it back."""
@@ -183,6 +185,7 @@ class NeuronConductance:
             "features": self.features,
             "info": asdict(self.info),
             "status": self.status,
+            "jumps": self.jumps,
             "settings": self.settings,
         }
         _files.write(path, FORMAT, VERSION, tensors, content)
@@ -212,6 +215,7 @@ class NeuronConductance:
                 features=content["features"],
                 info=info,
                 status=tuple(content["status"]),
+                jumps=tuple(tuple((a, b, size) for a, b, size in found) for found in content["jumps"]),
                 settings=content["settings"],
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -226,3 +230,8 @@ _TENSORS = (
 
 def _parts(values: Values) -> tuple[Tensor, ...]:
     return (values,) if isinstance(values, Tensor) else values
+
+
+def _flat(part: Tensor) -> Tensor:
+    """``(batch, neurons, elements)``."""
+    return part.reshape(*part.shape[:2], -1)

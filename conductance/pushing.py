@@ -2,17 +2,21 @@
 
 Operators without a forward derivative are worked around one after the other: attention by its formula instead of a
 fused kernel, recurrent layers without oneDNN and cuDNN; then the derivative is taken through two reverse passes; and
-where even that fails, reverse mode does the work.
+where even that fails, reverse mode does the work. Whatever the way, what it gives for all features and neurons together
+is compared with one pull-back: forward derivatives pass through ``no_grad``, a custom function's may be anything, and
+two reverse passes lose what its backward pass hides.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from conductance.engine import Engine, Held
@@ -48,6 +52,7 @@ class Push:
         self.pull = pull
         self.detour: list[str] = []
         self.given_up = False
+        _get_ready()
         self._ways = ["forward derivatives", "attention by its formula", "no oneDNN or cuDNN", "two reverse passes"]
 
     def __call__(self, batch: Rows) -> list[Tensor]:
@@ -59,11 +64,16 @@ class Push:
             except (NotImplementedError, RuntimeError) as error:
                 if not _is_missing_derivative(error):
                     raise
-                left, *self._ways = self._ways
-                self.given_up = not self._ways
-                following = "reverse mode" if self.given_up else self._ways[0]
-                self.detour.append(f"{left} failed ({str(error).splitlines()[0][:160]}); taken: {following}")
+                self._turn(error)
         return self.pull(batch)
+
+    def _turn(self, error: Exception) -> None:
+        """Go on to the next way; what differs from the gradient does so by any kernel."""
+        left = self._ways[0]
+        self._ways = self._ways[max(1, len(self._ways) - 1) if isinstance(error, _DiffersError) else 1 :]
+        self.given_up = not self._ways
+        following = "reverse mode" if self.given_up else self._ways[0]
+        self.detour.append(f"{left} failed ({str(error).splitlines()[0][:160]}); taken: {following}")
 
     @contextmanager
     def _way(self) -> Iterator[None]:
@@ -78,7 +88,7 @@ class Push:
                 if len(self._ways) == 3:
                     yield
                     return
-                with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
+                with _without_fused_recurrence():
                     yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
@@ -110,6 +120,7 @@ class Push:
         for layer, v in enumerate(gradients):
             kept.take(layer, self.pull.rows_first(layer, held.tensors[layer]), v)
         directions = held.directions
+        check = _Check(self._pulled_at_once(held, gradients))
         push: PushForward = partial(self.engine.push, paths, alphas)
         if len(self._ways) == 1:
             push = _through_two_passes(held)
@@ -122,25 +133,102 @@ class Push:
                     yield (layer, feature), directions[0].new_zeros(len(examples), len(neurons))
                     continue
                 product = v * tangent
-                yield (layer, feature), torch.stack([neuron.sum(product) for neuron in neurons], 1)
+                integrand = torch.stack([neuron.sum(product) for neuron in neurons], 1)
+                check.add(layer, integrand)
+                yield (layer, feature), integrand
+        check.close()
+
+    def _pulled_at_once(self, held: Held, gradients: Sequence[Tensor | None]) -> list[Tensor]:
+        """What the integrands of each layer have to sum up to over features and neurons, ``(rows,)``."""
+        sums = []
+        for layer, v in enumerate(gradients):
+            sums.append(held.directions[0].new_zeros(len(held.output)))
+            tensor = self.pull.rows_first(layer, held.tensors[layer])
+            if v is None or tensor is None:
+                continue
+            cut = torch.zeros_like(v)
+            for neuron in self.selected[layer]:
+                cut[neuron.index] += v[neuron.index]
+            pulled = torch.autograd.grad(tensor, held.leaves, cut, retain_graph=True, allow_unused=True)
+            for one, direction in zip(pulled, held.directions, strict=True):
+                if one is not None:
+                    sums[layer] = sums[layer] + (one * direction).reshape(len(one), -1).sum(1).to(sums[layer])
+        return sums
+
+
+def _get_ready() -> None:
+    """Have torch load its forward derivatives: on first use it compiles some with what it deprecates, and warns."""
+    with warnings.catch_warnings(), forward_ad.dual_level():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        forward_ad.make_dual(torch.zeros(1), torch.ones(1))
+
+
+class _DiffersError(RuntimeError):
+    """Forward derivatives are not the gradients."""
+
+
+class _Check:
+    """Compares the sum of all integrands of each layer with one pull-back."""
+
+    def __init__(self, expected: Sequence[Tensor]) -> None:
+        self._expected = expected
+        self._found = [torch.zeros_like(one) for one in expected]
+        self._size = [torch.zeros_like(one) for one in expected]
+        self._precision = [torch.finfo(one.dtype).eps for one in expected]
+
+    def add(self, layer: int, integrand: Tensor) -> None:
+        """Take in ``(rows, neurons)`` of one feature."""
+        self._precision[layer] = max(self._precision[layer], torch.finfo(integrand.dtype).eps)
+        self._found[layer] += integrand.sum(1).to(self._found[layer])
+        self._size[layer] += integrand.abs().sum(1).to(self._size[layer])
+
+    def close(self) -> None:
+        """Raise if a sum is further off than rounding explains."""
+        for expected, found, size, precision in zip(
+            self._expected, self._found, self._size, self._precision, strict=True
+        ):
+            if float((found - expected).abs().sum()) > precision**0.5 * float(
+                torch.maximum(size, expected.abs()).sum()
+            ):
+                raise _DiffersError(
+                    "they are not the gradients: no_grad in the model, or a custom function whose derivatives differ"
+                )
+
+
+@contextmanager
+def _without_fused_recurrence() -> Iterator[None]:
+    """No oneDNN and no cuDNN; the ``flags`` of torch would set more than that."""
+    onednn, cudnn = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    torch._C._set_cudnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(onednn)
+        torch._C._set_cudnn_enabled(cudnn)
 
 
 def _through_two_passes(held: Held) -> PushForward:
     """Forward derivatives as the derivative of a pull-back by its cotangent."""
+    points = len(held.tensors)
     there = [n for n, one in enumerate(held.tensors) if one is not None and one.requires_grad]
     tensors = [one for one in held.tensors if one is not None and one.requires_grad]
     cotangents = [torch.zeros_like(one, requires_grad=True) for one in tensors]
-    pulled = torch.autograd.grad(tensors, held.leaves, cotangents, create_graph=True, allow_unused=True)
+    pulled: Sequence[Tensor | None] = ()
+    if tensors:
+        pulled = torch.autograd.grad(tensors, held.leaves, cotangents, create_graph=True, allow_unused=True)
 
     def push(tangents: Sequence[Tensor]) -> list[Tensor | None]:
         pairs = [
             (one, tangent)
-            for one, tangent in zip(pulled, tangents, strict=True)
+            for one, tangent in zip(pulled, tangents, strict=bool(pulled))
             if one is not None and one.requires_grad
         ]
+        result: list[Tensor | None] = [None] * points
+        if not pairs:
+            return result
         outputs, inputs = zip(*pairs, strict=True)
         found = torch.autograd.grad(outputs, cotangents, inputs, retain_graph=True, allow_unused=True)
-        result: list[Tensor | None] = [None] * len(held.tensors)
         for place, tangent in zip(there, found, strict=True):
             result[place] = tangent
         return result
@@ -150,6 +238,8 @@ def _through_two_passes(held: Held) -> PushForward:
 
 def _is_missing_derivative(error: Exception) -> bool:
     """Whether an operator lacks a forward (or second) derivative; out of memory and the like are not meant."""
+    if isinstance(error, (NotImplementedError, _DiffersError)):
+        return True
     text = str(error)
     words = ("forward AD", "forward mode", "jvp", "derivative for", "double backward", "once_differentiable")
-    return isinstance(error, NotImplementedError) or any(word in text for word in words)
+    return any(word in text for word in words)

@@ -115,6 +115,10 @@ def _indexed(index: tuple[Any, ...], layout: Layout, layer: str, argument: str) 
     places: list[Any] = []
     for axis, (one, size) in enumerate(zip(index, shape, strict=True)):
         if isinstance(one, slice):
+            if not len(range(*one.indices(size))):
+                raise ValueError(
+                    f"{argument}: {_written(index)} is empty; axis {axis} of layer {layer!r} has {size} places"
+                )
             places.append(one)
             continue
         if isinstance(one, bool) or not hasattr(one, "__index__"):
@@ -128,10 +132,10 @@ def _indexed(index: tuple[Any, ...], layout: Layout, layer: str, argument: str) 
 
 
 def _written(index: tuple[Any, ...]) -> str:
-    words = [
-        str(one)
-        if isinstance(one, int)
-        else f"{'' if one.start is None else one.start}:{'' if one.stop is None else one.stop}"
-        for one in index
-    ]
+    words = [_sliced(one) if isinstance(one, slice) else str(one) for one in index]
     return f"({', '.join(words)}{',' if len(words) == 1 else ''})"
+
+
+def _sliced(one: slice) -> str:
+    start, stop = ("" if end is None else end for end in (one.start, one.stop))
+    return f"{start}:{stop}" + ("" if one.step is None else f":{one.step}")

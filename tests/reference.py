@@ -1,4 +1,4 @@
-"""Total conductance three slow ways, and flow by its definition, in plain torch: the oracles of the package.
+"""Total and neuron conductance in slow ways, and flow by its definition, in plain torch: the package's oracles.
 
 ``C = ∫ v · dy`` along the straight path from a baseline to an input, ``y`` a layer's activation and
 ``v = ∂F/∂y``. One example at a time, given as a batch of one; layers are names of modules that run once and
@@ -184,6 +184,62 @@ def jacobian_total(model: nn.Module, x: Inputs, baseline: Inputs, target: int, l
         msg = "at least one point is needed"
         raise ValueError(msg)
     return total
+
+
+def literal_jacobian(model: nn.Module, x: Inputs, baseline: Inputs, target: int, layer: str, alpha: float) -> Tensor:
+    """``(x_i - x'_i) v_j ∂y_j/∂x_i`` at one node of one example, ``(layer elements, input elements)``.
+
+    Of a layer that gives a tuple the first tensor is meant; several inputs are flattened and joined.
+    """
+    point = _point(x, baseline, alpha)
+
+    def pair(*at: Tensor) -> tuple[Tensor, Tensor]:
+        caught: list[Tensor] = []
+        handle = model.get_submodule(layer).register_forward_hook(
+            lambda _module, _args, output: caught.append(output[0] if isinstance(output, tuple) else output)
+        )
+        try:
+            return model(*at)[0, target], caught[0]
+        finally:
+            handle.remove()
+
+    leaves = tuple(part.detach().clone().requires_grad_() for part in point)
+    score, activation = pair(*leaves)
+    (v,) = torch.autograd.grad(score, activation)
+    jacobians = jacobian(lambda *at: pair(*at)[1], point)
+    steps = [end - start for end, start in zip(_tuple(x), _tuple(baseline), strict=True)]
+    parts = [
+        whole.reshape(v.numel(), step.numel()) * step.reshape(1, -1)
+        for whole, step in zip(jacobians, steps, strict=True)
+    ]
+    return v.reshape(-1, 1) * torch.cat(parts, 1)
+
+
+def literal_neuron(
+    model: nn.Module,
+    x: Inputs,
+    baseline: Inputs,
+    target: int,
+    layer: str,
+    alphas: Sequence[float],
+    weights: Sequence[float],
+) -> Tensor:
+    """Neuron conductance ``Σ_k w_k (x_i - x'_i) v_j ∂y_j/∂x_i``, a Jacobian a node, ``(layer elements, inputs)``."""
+    terms = [
+        weight * literal_jacobian(model, x, baseline, target, layer, float(alpha))
+        for alpha, weight in zip(alphas, weights, strict=True)
+    ]
+    return torch.stack(terms).sum(0)
+
+
+def interpolatory_weights(alphas: Sequence[float]) -> list[float]:
+    """Weights that integrate every polynomial through the nodes: those for which all moments are right."""
+    nodes = np.asarray(alphas, dtype=np.float64)
+    span = nodes[-1] - nodes[0]
+    table = np.polynomial.legendre.legvander(2 * (nodes - nodes[0]) / span - 1, len(nodes) - 1)
+    moments = np.zeros(len(nodes))
+    moments[0] = span
+    return [float(weight) for weight in np.linalg.solve(table.T, moments)]
 
 
 @dataclass
