@@ -4,6 +4,8 @@ Which internal units carry a prediction, from which inputs, and how sure is that
 """
 
 from conductance import hooks
+from conductance.attention import AttentionConductance, attention_conductance
+from conductance.dictionary import dictionary_conductance
 from conductance.errors import ConductanceError, ConvergenceWarning
 from conductance.flow import conductance_flow
 from conductance.flow_results import ConductanceFlow
@@ -16,6 +18,7 @@ from conductance.weight_results import WeightConductance
 from conductance.weights import weight_conductance
 
 __all__ = [
+    "AttentionConductance",
     "ConductanceError",
     "ConductanceFlow",
     "ConvergenceWarning",
@@ -23,8 +26,10 @@ __all__ = [
     "NeuronConductance",
     "TotalConductance",
     "WeightConductance",
+    "attention_conductance",
     "concatenate",
     "conductance_flow",
+    "dictionary_conductance",
     "hooks",
     "load",
     "neuron_conductance",

@@ -26,6 +26,8 @@ from conductance.targets import TargetFunction
 
 #: Receives the number of the point, its activation and its gradient, both (rows, …) with the batch axis first.
 Consumer: TypeAlias = Callable[[int, Tensor, Tensor], None]
+#: Takes the same and gives another activation and gradient.
+Change: TypeAlias = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ class Engine:
         Reduces a model output to one number a row.
     fewest
         Rows that a call of the model needs at least; fewer are filled up with copies, which nothing is told of.
+    change
+        Makes of a point's activation and gradient, rows first, those that the consumer gets: another basis.
     """
 
     def __init__(
@@ -106,12 +110,14 @@ class Engine:
         path: StraightPath,
         target: TargetFunction,
         fewest: int = 1,
+        change: Change | None = None,
     ) -> None:
         self.model = model
         self.points = tuple(points)
         self.path = path
         self.target = target
         self.fewest = fewest
+        self.change = change
         self.evaluations = 0
         self.ran: Callable[[int], None] | None = None  # told the evaluations so far, after each call
         self._delivered: set[int] | None = None
@@ -143,7 +149,10 @@ class Engine:
 
         def hand_over(number: int, activation: Tensor, gradient: Tensor) -> None:
             delivered.add(number)
-            consumer(number, activation[:count], gradient[:count])
+            pair = activation[:count], gradient[:count]
+            if self.change is not None and number < len(self.points):
+                pair = self.change(number, *pair)
+            consumer(number, *pair)
 
         def deliver(point: HookPoint, activation: Tensor, gradient: Tensor) -> None:
             number = self._numbers.get(point)

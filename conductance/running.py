@@ -19,7 +19,7 @@ from torch import Tensor
 
 from conductance._requests import check_mode, fewest_rows, named_points, usable_points
 from conductance.collecting import Collector
-from conductance.engine import Engine, undisturbed
+from conductance.engine import Change, Engine, undisturbed
 from conductance.errors import check_choice
 from conductance.fixed import FixedRule
 from conductance.hooks import LayerSpec, PointInfo, Probe, Selection, select
@@ -56,6 +56,9 @@ class Prepared:
         What the probe found, the points that can be explained, and the names of those that cannot.
     fewest
         Rows that a call needs at least.
+    change, tapped
+        Change of what the points deliver, with the batch axis first, before it is integrated (see
+        :class:`~conductance.engine.Engine`), and the points as they are in the model, if they differ from `points`.
     """
 
     model: Callable[..., Any]
@@ -66,6 +69,8 @@ class Prepared:
     points: list[PointInfo]
     left_out: list[str]
     fewest: int
+    change: Change | None = None
+    tapped: list[PointInfo] | None = None
 
     @property
     def kinked(self) -> bool:
@@ -134,7 +139,10 @@ class Run:
         share = self.rows // n_steps if n_steps is not None else self.rows // 16
         flights = max(1, min(path.batch, share // per_example))
         kinked = ready.kinked
-        self.engine = engine = Engine(ready.model, ready.selection.modules, points, path, ready.function, ready.fewest)
+        tapped = ready.tapped or points
+        self.engine = engine = Engine(
+            ready.model, ready.selection.modules, tapped, path, ready.function, ready.fewest, ready.change
+        )
         self.layouts = layouts
         self.collector = Collector(layouts, path.batch, spread=per_example > 1)
         few = n_steps is not None and n_steps <= min(self.rows, 64)

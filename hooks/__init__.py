@@ -1,6 +1,7 @@
 """Taps on a model: name the tensors inside it, list them, and receive their activations and gradients."""
 
 from conductance.hooks.capturing import Consumer, capture
+from conductance.hooks.heads import AttentionPoints, attention_points
 from conductance.hooks.holding import hold
 from conductance.hooks.keeping import buffers_kept
 from conductance.hooks.listing import PointTable, list_points
@@ -11,6 +12,7 @@ from conductance.hooks.structure import Edge, GraphView, edge_of
 from conductance.hooks.units import producer_unit_axis
 
 __all__ = [
+    "AttentionPoints",
     "Consumer",
     "Edge",
     "GraphView",
@@ -20,6 +22,7 @@ __all__ = [
     "PointTable",
     "Probe",
     "Selection",
+    "attention_points",
     "buffers_kept",
     "capture",
     "edge_of",
