@@ -73,12 +73,12 @@ def test_a_call_number_on_a_module_that_runs_once_is_dropped() -> None:
 
 
 def test_what_is_asked_for_more_precisely_wins() -> None:
-    layers = [HookPoint("act", call=1, unit_groups=5), HookPoint("act", unit_axis=0), "act#0"]
+    layers = [HookPoint("act", call=1, unit_groups=5), HookPoint("act", unit_groups=2), "act#0"]
     result = probed(reusing(), torch.randn(6, 3, dtype=torch.float64), layers)
     assert [(info.name, info.point.unit_axis, info.point.unit_groups) for info in result.points] == [
         ("act#0", 1, None),
         ("act#1", 1, 5),
-        ("act#2", 0, None),
+        ("act#2", 1, 2),
     ]
 
 
@@ -201,11 +201,12 @@ def test_what_a_nested_output_does_not_have() -> None:
         probed(structured("tuple"), torch.randn(6, 3, dtype=torch.float64), "split[1]")
 
 
-@pytest.mark.parametrize(("axis", "expected"), [(-1, 1), (0, 0), (1, 1), (None, 1)])
+@pytest.mark.parametrize(("axis", "expected"), [(-1, 2), (1, 1), (2, 2), (None, 2)])
 def test_a_given_unit_axis(axis: int | None, expected: int) -> None:
-    point = HookPoint("0", unit_axis=axis, batch_axis=1, unit_groups=2)
-    (info,) = probed(mlp(), torch.randn(6, 3, dtype=torch.float64), point).points
-    assert info.point == HookPoint("0", unit_axis=expected, batch_axis=1, unit_groups=2)
+    point = HookPoint("0", unit_axis=axis, unit_groups=2)
+    x = torch.randn(6, 8, 3, dtype=torch.float64)
+    (info,) = probed(mlp(), x, point, target=lambda out: out.sum((1, 2))).points
+    assert info.point == HookPoint("0", unit_axis=expected, unit_groups=2)
 
 
 def test_units_are_inherited_from_the_producer() -> None:
