@@ -11,13 +11,14 @@ import captum
 import torch
 import typer
 
-from tests.benchmarks import accuracy, captum_table, imports, memory, speed
+from tests.benchmarks import accuracy, captum_table, finer, imports, memory, speed
 from tests.benchmarks.tables import Table
 
 BENCHMARKS: dict[str, Callable[[bool], Iterable[Table]]] = {
     "speed": lambda quick: (measure(quick=quick) for measure in (speed.run, speed.run_captum)),
     "accuracy": lambda quick: accuracy.run(quick=quick),
     "memory": lambda quick: memory.run(quick=quick),
+    "finer": lambda quick: finer.run(quick=quick),
     "imports": lambda quick: [imports.run(quick=quick)],
 }
 Names = Annotated[list[str] | None, typer.Argument(help=f"Any of {', '.join(BENCHMARKS)}; all if none is named.")]
