@@ -78,7 +78,8 @@ def conductance_flow(
     rtol, atol, n_steps, max_evaluations, internal_batch_size, on_train, progress
         As for total conductance. The tolerance holds for the total conductance of each layer, for ``Σ|error|`` of the
         edges into each layer against their ``Σ|E|``, and for ``Σ|gap|`` against ``Σ|C|``; nodes of the path are added
-        where it needs them.
+        where it needs them. The budget holds for total conductance; its nodes are then run once more for the edges,
+        and nodes are only added while an example has cost less than the budget.
 
     Returns
     -------

@@ -85,7 +85,8 @@ def wired(ready: Prepared, named: set[str]) -> tuple[Prepared, Wiring]:
     order = _sources_first(feeds)
     number = {edge: place for place, edge in enumerate(order)}
     sources = [
-        tuple(sorted({number.get(edge, INPUT) for edge in view.direct_sources(later, kept)})) for later in [*order, None]
+        tuple(sorted({number.get(edge, INPUT) for edge in view.direct_sources(later, kept)}))
+        for later in [*order, None]
     ]
     return replace(ready, points=[kept[edge] for edge in order], left_out=left_out), Wiring(tuple(sources))
 

@@ -94,9 +94,7 @@ def literal_total(
     return total
 
 
-def _flat_pass(
-    model: nn.Module, point: tuple[Tensor, ...], held: dict[str, Tensor], layer: str, target: int
-) -> Tensor:
+def _flat_pass(model: nn.Module, point: tuple[Tensor, ...], held: dict[str, Tensor], layer: str, target: int) -> Tensor:
     """Activation of a layer, or F, flattened, with the outputs of other layers replaced by given ones."""
     caught: list[Tensor] = []
     handles = [] if layer == TARGET else [_catch_into(caught, model.get_submodule(layer))]

@@ -1,4 +1,4 @@
-"""Measure speed, accuracy, memory and import: ``python -m tests.benchmarks [NAME ...] [--quick] [--output FILE]``."""
+"""Measure speed, accuracy, memory, import and edges: ``python -m tests.benchmarks [NAME ...] [--quick] [--output FILE]``."""
 
 import platform
 import time
@@ -11,7 +11,7 @@ import captum
 import torch
 import typer
 
-from tests.benchmarks import accuracy, captum_table, imports, memory, speed
+from tests.benchmarks import accuracy, captum_table, edges, imports, memory, speed
 from tests.benchmarks.tables import Table
 
 BENCHMARKS: dict[str, Callable[[bool], Iterable[Table]]] = {
@@ -19,6 +19,7 @@ BENCHMARKS: dict[str, Callable[[bool], Iterable[Table]]] = {
     "accuracy": lambda quick: accuracy.run(quick=quick),
     "memory": lambda quick: memory.run(quick=quick),
     "imports": lambda quick: [imports.run(quick=quick)],
+    "edges": lambda quick: edges.run(quick=quick),
 }
 Names = Annotated[list[str] | None, typer.Argument(help=f"Any of {', '.join(BENCHMARKS)}; all if none is named.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Fewer images, smaller inputs.")]

@@ -43,7 +43,10 @@ class LateInput(nn.Module):
 SETTINGS = {
     "conv": Setting(seeded(ConvNet), ((3, 8, 10),), ["conv", "act", "pool", "fc"], ["conv", "act", "pool", "fc"]),
     "attention": Setting(
-        seeded(AttentionNet), ((5, 6),), ["norm1", "query", "key", "value", "softmax", "out:in", "act", "head"], ["head"]
+        seeded(AttentionNet),
+        ((5, 6),),
+        ["norm1", "query", "key", "value", "softmax", "out:in", "act", "head"],
+        ["head"],
     ),
     "residual": Setting(seeded(ResidualNet), ((7,),), ["stem", "act1", "sum1", "down2"], ["stem", "sum1"]),
     "two inputs": Setting(seeded(TwoInputNet), ((3,), (5,)), ["left", "right", "joint"], ["joint"]),
@@ -91,7 +94,9 @@ def test_inflow_is_conductance_within_the_tolerance(name: str) -> None:
         assert_near(flow.inflow(layer), flow.conductance[layer], 1.1e-4)
         assert float(flow.error[layer].max()) <= 1.1e-4
         if layer in setting.cuts:
-            assert_near(flow.outflow(layer).sum(1, keepdim=True), flow.output_change[:, None], 1e-3, flow.outflow(layer))
+            assert_near(
+                flow.outflow(layer).sum(1, keepdim=True), flow.output_change[:, None], 1e-3, flow.outflow(layer)
+            )
     assert_near(flow.conductance[SOURCE], flow.output_change[:, None], 1e-2)
     assert_near(flow.inflow(SINK), flow.output_change[:, None], 1e-2)
 

@@ -174,14 +174,18 @@ def check(ops: list[Op], asked: list[bool], n_steps: int, rows: int | None) -> N
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(OPS, st.lists(st.booleans(), min_size=16, max_size=16), st.sampled_from([2, 3, 5, 8]), st.sampled_from([None, 1, 4]))
+@given(
+    OPS, st.lists(st.booleans(), min_size=16, max_size=16), st.sampled_from([2, 3, 5, 8]), st.sampled_from([None, 1, 4])
+)
 def test_random_networks(ops: list[Op], asked: list[bool], n_steps: int, rows: int | None) -> None:
     check(ops, asked, n_steps, rows)
 
 
 @pytest.mark.slow
 @settings(max_examples=500, deadline=None)
-@given(OPS, st.lists(st.booleans(), min_size=16, max_size=16), st.sampled_from([2, 3, 5, 8]), st.sampled_from([None, 1, 4]))
+@given(
+    OPS, st.lists(st.booleans(), min_size=16, max_size=16), st.sampled_from([2, 3, 5, 8]), st.sampled_from([None, 1, 4])
+)
 def test_many_random_networks(ops: list[Op], asked: list[bool], n_steps: int, rows: int | None) -> None:
     check(ops, asked, n_steps, rows)
 
