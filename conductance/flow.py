@@ -164,8 +164,9 @@ def conductance_flow(
         },
         ["input"] if feature_groups is None else features.labels or [],
     )
-    verdict = {"error": {name: result.error[name] for name in result.layers}, "settings": result.settings}
-    warn(replace(pilot, status=result.status, converged=result.converged, **verdict), rules, n_steps)
+    error = {name: result.error[name] for name in result.layers}
+    judged = replace(pilot, error=error, status=result.status, converged=result.converged, settings=result.settings)
+    warn(judged, rules, n_steps)
     return result
 
 

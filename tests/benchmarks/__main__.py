@@ -1,4 +1,4 @@
-"""Measure speed, accuracy, memory, import and edges: ``python -m tests.benchmarks [NAME ...] [--quick] [--output FILE]``."""
+"""Measure speed, accuracy and the like: ``python -m tests.benchmarks [NAME ...] [--quick] [--output FILE]``."""
 
 import platform
 import time

@@ -82,7 +82,8 @@ def held_at_baseline(model: nn.Module, layer: str, unit: int) -> Iterator[None]:
     def hold(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         mask = torch.zeros_like(output[:1])
         mask[:, unit] = 1.0
-        return output * (1 - mask) + kept[0] * mask
+        held: Tensor = output * (1 - mask) + kept[0] * mask
+        return held
 
     handle = module.register_forward_hook(hold)
     try:
@@ -93,7 +94,8 @@ def held_at_baseline(model: nn.Module, layer: str, unit: int) -> Iterator[None]:
 
 def _conductance(model: nn.Module, inputs: Tensor, layer: str, target: Tensor) -> Tensor:
     total = total_conductance(model, inputs, layer, target=target, rtol=RTOL, max_evaluations=100_000)
-    return total.per_unit(layer)
+    found: Tensor = total.per_unit(layer)
+    return found
 
 
 def _correlation(first: Tensor, second: Tensor) -> float:

@@ -1,6 +1,7 @@
 """Bad input gets a clear error, an interrupt what is finished; the model is left as it came."""
 
 import warnings
+from functools import partial
 from typing import Any
 
 import pytest
@@ -154,7 +155,7 @@ def _calls(inputs: Tensor, **options: Any) -> int:
 
 
 def test_an_interrupt_gives_what_is_finished() -> None:
-    inputs, options = normal(6, 4, seed=8), {"n_steps": 5, "internal_batch_size": 5}
+    inputs, options = normal(6, 4, seed=8), dict[str, Any]({"n_steps": 5, "internal_batch_size": 5})
     calls = _calls(inputs, **options)
     model = seeded(lambda: _Stops(calls - 1)).requires_grad_()  # the last call but one, in the second run
     flow = conductance_flow(model, inputs, ["fc", "act"], target=1, **options)
@@ -178,12 +179,12 @@ def test_an_interrupt_gives_what_is_finished() -> None:
 
 
 def test_an_interrupt_at_any_call_leaves_a_result_and_the_model() -> None:
-    inputs, options = normal(3, 4, seed=8), {"rtol": 1e-5, "internal_batch_size": 7}
+    inputs, options = normal(3, 4, seed=8), dict[str, Any]({"rtol": 1e-5, "internal_batch_size": 7})
     calls = _calls(inputs, **options)
     assert calls > 12
     seen = set()
     for call in range(3, calls + 1):  # the first two try the model
-        model = seeded(lambda call=call: _Stops(call)).requires_grad_()
+        model = seeded(partial(_Stops, call)).requires_grad_()
         try:
             flow = quiet_flow(model, inputs, ["fc", "act"], target=1, **options)
         except KeyboardInterrupt:
@@ -199,7 +200,7 @@ def test_an_interrupt_at_any_call_leaves_a_result_and_the_model() -> None:
 
 
 def test_an_interrupt_is_warned_of() -> None:
-    inputs, options = normal(3, 4, seed=8), {"rtol": 1e-3, "internal_batch_size": 7}
+    inputs, options = normal(3, 4, seed=8), dict[str, Any]({"rtol": 1e-3, "internal_batch_size": 7})
     model = seeded(lambda: _Stops(_calls(inputs, **options)))
     with pytest.warns(ConvergenceWarning, match="the run was interrupted"):
         conductance_flow(model, inputs, ["fc", "act"], target=1, **options)

@@ -41,7 +41,7 @@ def test_bert() -> None:
     blocks = [f"bert.encoder.layer.{number}.attention" for number in (0, 1)]
     heads = [HookPoint(f"{block}.output.dense", side="in", unit_groups=3) for block in blocks]
     parts = [f"{block}.self.{name}" for block in blocks for name in ("query", "key", "value")]
-    layers = [*parts, *heads, "bert.encoder.layer.1.intermediate"]
+    layers: Any = [*parts, *heads, "bert.encoder.layer.1.intermediate"]
     flow = conductance_flow(model, x, layers, top=3, target=2, feature_groups="token", rtol=1e-3)
     assert flow.converged.all()
     assert_balanced(flow)
@@ -97,7 +97,9 @@ def test_residual_block_of_convolutions(steps: dict[str, Any]) -> None:
     for layer in flow.layers:
         per_unit = total.per_unit(layer)
         tolerance = 1e-10 if "n_steps" in steps else 1e-2
-        assert_near(flow.outflow(layer)[:, :2], per_unit[:, flow.units[layer][:2]], tolerance, per_unit)
+        assert_near(
+            flow.outflow(layer)[:, :2], per_unit[:, [int(unit) for unit in flow.units[layer][:2]]], tolerance, per_unit
+        )
         if "rtol" in steps:
             assert_near(flow.inflow(layer), flow.conductance[layer], 3.1e-3)
     if "rtol" in steps:
@@ -121,7 +123,7 @@ class Recurrent(nn.Module):
 def test_lstm() -> None:
     model, x = seeded(Recurrent), normal(3, 5, 3)
     cell = HookPoint("lstm", index=(1, 1), batch_axis=1, unit_axis=2)
-    layers = ["lstm[0]", cell]
+    layers: Any = ["lstm[0]", cell]
     flow = conductance_flow(model, x, layers, top=2, target=1, feature_groups="token", rtol=1e-6)
     assert flow.converged.all()
     assert_balanced(flow)

@@ -27,12 +27,16 @@ def _flow(**options: Any) -> ConductanceFlow:
 def _renamed(flow: ConductanceFlow) -> ConductanceFlow:
     """The same with layer names that could be taken for something else in a file."""
     new = {SOURCE: SOURCE, SINK: SINK, **dict(zip(flow.layers, ODD, strict=True))}
-    per_layer = {name: {new[k]: v for k, v in getattr(flow, name).items()} for name in ("conductance", "gap", "error")}
-    per_pair = {
+    per_layer: dict[str, Any] = {
+        name: {new[k]: v for k, v in getattr(flow, name).items()} for name in ("conductance", "gap", "error")
+    }
+    per_pair: dict[str, Any] = {
         name: {(new[a], new[b]): v for (a, b), v in getattr(flow, name).items()} for name in ("edges", "edge_error")
     }
     info = {new[k]: replace(v, name=new[k]) for k, v in flow.info.items()}
-    return replace(flow, **per_layer, **per_pair, info=info, units={new[k]: v for k, v in flow.units.items()})  # type: ignore[arg-type]
+    units = {new[k]: v for k, v in flow.units.items()}
+    changed: dict[str, Any] = {**per_layer, **per_pair, "info": info, "units": units}
+    return replace(flow, **changed)
 
 
 def _leaves(flow: ConductanceFlow) -> dict[Any, Any]:
@@ -100,7 +104,7 @@ def test_the_table_holds_every_edge_and_gap() -> None:
     assert len(edges) == sum(edge.numel() for edge in flow.edges.values())
     keys = ["from_layer", "from_unit", "to_layer", "to_unit", "example"]
     assert not table.duplicated(keys).any()
-    values = edges.set_index(keys)
+    values: Any = edges.set_index(keys)
     for (start, stop), edge in flow.edges.items():
         for n in range(flow.batch):
             for j, a in enumerate(flow.units[start]):
@@ -129,7 +133,7 @@ def test_sums_of_edges_by_layer() -> None:
     assert float(flow.outflow(SINK).abs().max()) == 0.0
     torch.testing.assert_close(flow.outflow("stem"), sum(e.sum(2) for p, e in flow.edges.items() if p[0] == "stem"))
     for ask in (flow.inflow, flow.outflow):
-        with pytest.raises(UnknownLayerError, match="stm.*stem"):
+        with pytest.raises(UnknownLayerError, match=r"stm.*stem"):
             ask("stm")
 
 
