@@ -55,9 +55,8 @@ def _leaves(flow: ConductanceFlow) -> dict[Any, Any]:
 def test_a_file_holds_every_bit(case: str, load: Any, tmp_path: Path) -> None:
     flow = _renamed(_flow(feature_groups=torch.tensor([3, 3, 9, 9, 9, 5, 5])) if case == "masked" else _flow())
     if case == "float":
-        flow = replace(
-            flow, **{k: {a: b.float() for a, b in getattr(flow, k).items()} for k in ("edges", "edge_error")}
-        )
+        edges, errors = ({a: b.float() for a, b in one.items()} for one in (flow.edges, flow.edge_error))
+        flow = replace(flow, edges=edges, edge_error=errors)
     if case == "interrupted":
         flow = replace(flow, status=("ok", "jump", "interrupted"), gap={k: v / 0 for k, v in flow.gap.items()})
     path = tmp_path / "flow.safetensors"
