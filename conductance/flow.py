@@ -78,7 +78,8 @@ def conductance_flow(
     rtol, atol, n_steps, max_evaluations, internal_batch_size, on_train, progress
         As for total conductance. The tolerance holds for the total conductance of each layer, for ``Σ|error|`` of the
         edges into each layer against their ``Σ|E|``, and for ``Σ|gap|`` against ``Σ|C|``; nodes of the path are added
-        where it needs them.
+        where it needs them. The budget holds for total conductance; its nodes are then run once more for the edges,
+        and nodes are only added while an example has cost less than the budget.
 
     Returns
     -------
@@ -164,8 +165,9 @@ def conductance_flow(
         },
         ["input"] if feature_groups is None else features.labels or [],
     )
-    verdict = {"error": {name: result.error[name] for name in result.layers}, "settings": result.settings}
-    warn(replace(pilot, status=result.status, converged=result.converged, **verdict), rules, n_steps)
+    error = {name: result.error[name] for name in result.layers}
+    judged = replace(pilot, error=error, status=result.status, converged=result.converged, settings=result.settings)
+    warn(judged, rules, n_steps)
     return result
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from conductance.engine import Engine, Held
+from conductance.errors import ConductanceError
 from conductance.features import Features
 from conductance.flow_graph import INPUT, Blocked, Wiring
 from conductance.flow_results import REST, Unit
@@ -142,8 +143,12 @@ class Edges:
 
     def _activations(self, held: Held) -> list[Tensor]:
         found = []
-        for tensor, axis in zip(held.tensors, self._axes, strict=True):
-            assert tensor is not None
+        for info, tensor, axis in zip(self.engine.points, held.tensors, self._axes, strict=True):
+            if tensor is None:
+                raise ConductanceError(
+                    f"layer {info.name!r} did not run, though it did when the model was tried first: the model's "
+                    "control flow depends on its data, so that rows differ in what they run; leave the layer out"
+                )
             found.append(tensor.detach().movedim(axis, 0).reshape(tensor.shape[axis], -1))
         return found
 

@@ -60,7 +60,8 @@ class ConductanceFlow:
     output, baseline_output, unattributed
         ``(batch,)``: ``F(x)``, ``F(x')``, and what of their difference belongs to no input.
     status, evaluations, converged
-        Per example, as of `TotalConductance`; evaluations count every row run forward.
+        Per example, as of `TotalConductance`; evaluations count the rows of both runs, but not those that are run
+        again because a panel does not fit into a call.
     settings
         How it was computed, as JSON.
 

@@ -145,10 +145,10 @@ def literal_flow(
         for source, layer in pairs:
             others = {name: tensor for name, tensor in held.items() if name not in (source, layer)}
 
-            def end(*moved: Tensor, source: str = source, layer: str = layer, others: Any = others) -> Tensor:
+            def end(*moved: Tensor, source: str = source, layer: str = layer, here: Any = (point, others)) -> Tensor:
                 if source == LEAF:
-                    return _flat_pass(model, moved, others, layer, target)
-                return _flat_pass(model, point, {**others, source: moved[0]}, layer, target)
+                    return _flat_pass(model, moved, here[1], layer, target)
+                return _flat_pass(model, here[0], {**here[1], source: moved[0]}, layer, target)
 
             found = jacobian(end, point if source == LEAF else (held[source],))
             slopes = torch.cat([part.flatten(1) for part in found], 1)

@@ -1,4 +1,4 @@
-"""Measure speed, accuracy, memory and import: ``python -m tests.benchmarks [NAME ...] [--quick] [--output FILE]``."""
+"""Measure speed, accuracy and the like: ``python -m tests.benchmarks [NAME ...] [--quick] [--output FILE]``."""
 
 import platform
 import time
@@ -11,7 +11,7 @@ import captum
 import torch
 import typer
 
-from tests.benchmarks import accuracy, captum_table, finer, imports, memory, speed
+from tests.benchmarks import accuracy, captum_table, edges, finer, imports, memory, speed
 from tests.benchmarks.tables import Table
 
 BENCHMARKS: dict[str, Callable[[bool], Iterable[Table]]] = {
@@ -20,6 +20,7 @@ BENCHMARKS: dict[str, Callable[[bool], Iterable[Table]]] = {
     "memory": lambda quick: memory.run(quick=quick),
     "finer": lambda quick: finer.run(quick=quick),
     "imports": lambda quick: [imports.run(quick=quick)],
+    "edges": lambda quick: edges.run(quick=quick),
 }
 Names = Annotated[list[str] | None, typer.Argument(help=f"Any of {', '.join(BENCHMARKS)}; all if none is named.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Fewer images, smaller inputs.")]

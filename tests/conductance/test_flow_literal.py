@@ -33,10 +33,16 @@ SETTINGS = {
         ((7,),),
         {"stem": 6, "act1": 9, "down1": 6, "sum1": 6, "act2": 8},
         {
-            (LEAF, "stem"), ("stem", "act1"), ("act1", "down1"), ("stem", "sum1"), ("down1", "sum1"),
-            ("sum1", "act2"), ("sum1", TARGET), ("act2", TARGET),
+            (LEAF, "stem"),
+            ("stem", "act1"),
+            ("act1", "down1"),
+            ("stem", "sum1"),
+            ("down1", "sum1"),
+            ("sum1", "act2"),
+            ("sum1", TARGET),
+            ("act2", TARGET),
         },
-    ),  # fmt: skip
+    ),
     "residual, layers passed by": Setting(
         seeded(ResidualNet),
         ((7,),),
@@ -69,12 +75,17 @@ SETTINGS = {
         ((5, 6),),
         {"query": 6, "key": 6, "value": 6, "act": 11},
         {
-            (LEAF, "query"), (LEAF, "key"), (LEAF, "value"), (LEAF, "act"), (LEAF, TARGET), ("act", TARGET),
+            (LEAF, "query"),
+            (LEAF, "key"),
+            (LEAF, "value"),
+            (LEAF, "act"),
+            (LEAF, TARGET),
+            ("act", TARGET),
             *((name, end) for name in ("query", "key", "value") for end in ("act", TARGET)),
         },
         steps=(2, 4),
-    ),  # fmt: skip
-}  # fmt: skip
+    ),
+}
 
 
 def _points(setting: Setting, seed: int, scale: float) -> tuple[Tensor, ...]:
