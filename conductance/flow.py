@@ -22,19 +22,17 @@ from conductance.features import FeatureGroups, Features
 from conductance.flow_edges import Column, Edges
 from conductance.flow_graph import INPUT, Wiring, wired
 from conductance.flow_results import SINK, SOURCE, ConductanceFlow, Pair, Unit
+from conductance.following import TwoRuns
 from conductance.hooks import LayerSpec
+from conductance.panels import Floats
 from conductance.path import Baseline, Inputs, StraightPath
-from conductance.quadrature import PathRule
-from conductance.refinement import ROUNDINGS, Rules
-from conductance.replay import Replayed, estimated, replay
-from conductance.results import TotalConductance
-from conductance.running import Prepared, Run, prepared
-from conductance.sums import wide_dtype, work_dtype
+from conductance.refinement import ROUNDINGS
+from conductance.replay import Replayed, estimated
+from conductance.running import layout_of, prepared
+from conductance.sums import Layout, wide_dtype, work_dtype
 from conductance.targets import Target
 from conductance.units import Neurons, chosen
 
-#: Rounds of refinement after the nodes of total conductance have been run.
-ROUNDS = 6
 #: Rows of a call are this many times fewer than of total conductance: its graph and increments are kept.
 THINNER = 4
 
@@ -141,26 +139,23 @@ def conductance_flow(
         most=rules.rows,
     ) as asked:
         ready, wiring = wired(asked, named_points(layers, asked.selection))
-        run = Run(ready, rules, n_steps, judge_leaves=True)
         features = Features(all_in_one(ready.path) if feature_groups is None else feature_groups, ready.path)
-        named = named_units(units, run)
-        nodes = run.keep_rules()
-        interrupted = run.execute(progress)
-        pilot = run.result({})
+        layouts = {info.name: layout_of(info) for info in ready.points}
+        named = named_units(units, layouts)
+        runs = TwoRuns(ready, rules, n_steps, progress=progress)
         columns = [
-            Column(info.name, layout, pilot.per_unit(info.name), named.get(info.name, top))
-            for info, layout in zip(run.points, run.layouts, strict=True)
+            Column(name, layout, runs.pilot.per_unit(name), named.get(name, top)) for name, layout in layouts.items()
         ]
-        work = _Work(ready, run, rules, wiring, features, columns, adaptive=n_steps is None)
-        interrupted |= work.execute(nodes, pilot, progress)
+        work = _Work(runs, wiring, features, columns)
+        runs.follow(work.rows, work.evaluate, work.take, "flow")
+    pilot = runs.pilot
     result = work.result(
-        pilot,
         {
             "quantity": "conductance_flow",
             **settings_of(ready, rules, n_steps, target, baselines),
             "top": top,
             "internal_batch_size": work.rows,
-            "interrupted": interrupted,
+            "interrupted": runs.interrupted,
             "seconds": round(time.perf_counter() - started, 3),
         },
         ["input"] if feature_groups is None else features.labels or [],
@@ -172,30 +167,20 @@ def conductance_flow(
 
 
 class _Work:
-    """The second run: edges along the nodes that total conductance found, then finer where the tolerance needs it."""
+    """Edges of all examples, as the second run gives them."""
 
-    def __init__(
-        self,
-        ready: Prepared,
-        run: Run,
-        rules: Rules,
-        wiring: Wiring,
-        features: Features,
-        columns: list[Column],
-        *,
-        adaptive: bool,
-    ) -> None:
-        self.ready = ready
-        self.run = run
-        self.rules = rules
-        self.rows = rules.rows or max(1, run.rows // THINNER)
+    def __init__(self, runs: TwoRuns, wiring: Wiring, features: Features, columns: list[Column]) -> None:
+        self.runs = runs
+        self.rules = runs.rules
+        self.rows = runs.rules.rows or max(1, runs.run.rows // THINNER)
         self.wiring = wiring
-        self.adaptive = adaptive
-        self.path = ready.path
+        self.path = runs.ready.path
         self.layers = len(columns)
-        self.evaluate = Edges(run.engine, wiring, features, columns, self.rows)
+        self.evaluate = Edges(runs.run.engine, wiring, features, columns, self.rows)
         self.columns = columns
-        batch, device = ready.path.batch, ready.path.device
+        self._known = [column.group(runs.pilot[column.name].reshape(self.path.batch, -1)) for column in columns]
+        self._checked: set[int] = set()
+        batch, device = self.path.batch, self.path.device
         counts = {**{layer: len(column.labels) for layer, column in enumerate(columns)}, INPUT: features.count}
         self.counts = {**counts, self.layers: 1}
         self.edges, self.edge_error = (
@@ -208,70 +193,45 @@ class _Work:
             for _ in range(2)
         )
         self.error = np.full((self.layers + 1, batch), np.nan)
-        self.spent = np.zeros(batch, dtype=np.int64)
-        self.within = np.zeros(batch, dtype=bool)
-        self.precision = float(max(torch.finfo(layout.dtype).eps for layout in run.layouts)) / 2
+        self.ratio = np.full(batch, -np.inf)
+        self.precision = float(max(torch.finfo(column.layout.dtype).eps for column in columns)) / 2
 
-    def execute(self, nodes: dict[int, PathRule], pilot: TotalConductance, progress: bool) -> bool:
-        """Run to the end, or until the user interrupts; whether that happened."""
-        from tqdm.auto import tqdm
-
-        self.spent += pilot.evaluations.cpu().numpy()
-        each, rules = self.path.per_example, self.rules
-        known = [column.group(pilot[column.name].reshape(self.path.batch, -1)) for column in self.columns]
-        with tqdm(total=self.path.batch, desc="flow", unit="example", disable=not progress) as bar:
-            try:
-                for number in range(ROUNDS):
-                    ratios: dict[int, float] = {}
-                    for done in replay(nodes, self.rows, each, self.evaluate):
-                        ratio, n = self._take(done, float(pilot.output_change[done.example])), done.example
-                        if number == 0:
-                            self._check([one[n] for one in known], n)
-                        room = self.rules.max_evaluations - self.spent[n]
-                        if self.adaptive and ratio < 1.0 and pilot.status[n] == "ok" and room > 2 * done.rows:
-                            ratios[n] = ratio
-                        else:
-                            bar.update()
-                    if not ratios:
-                        break
-                    rules = replace(rules, rtol=rules.rtol * float(np.clip(0.5 * min(ratios.values()), 1 / 64, 0.5)))
-                    nodes = self._tightened(rules, list(ratios))
-            except KeyboardInterrupt:
-                return True
-        return False
-
-    def _tightened(self, rules: Rules, examples: list[int]) -> dict[int, PathRule]:
-        """Nodes of total conductance to a smaller tolerance."""
-        run = Run(self.ready, rules, None, judge_leaves=True)
-        nodes = run.keep_rules()
-        if run.execute(progress=False, examples=examples):
-            raise KeyboardInterrupt
-        self.spent += run.collector.evaluations
-        return nodes
-
-    def _take(self, done: Replayed, change: float) -> float:
-        """Keep what an example gave; allowed over estimated error, of the worst layer."""
-        n, ratio = done.example, np.inf
-        self.spent[n] += done.rows
-        errors, sizes = np.zeros(self.layers + 1), np.zeros(self.layers + 1)
+    def take(self, done: Replayed) -> float:
+        """Keep what an example gave, unless it had better; allowed over estimated error, of the worst layer."""
+        n = done.example
+        before = {pair: (self.edges[pair][n].clone(), self.edge_error[pair][n].clone()) for pair in self.wiring.pairs}
         for pair, block in zip(self.wiring.pairs, done.blocks, strict=True):
             shape = self.edges[pair].shape[1:]
-            value, error = block[0], estimated(block) + ROUNDINGS * self.precision * block[0].abs()
-            self.edges[pair][n], self.edge_error[pair][n] = value.reshape(shape), error.reshape(shape)
-            errors[pair[1]] += float(error.sum())
-            sizes[pair[1]] += float(value.abs().sum())
-        wide = wide_dtype(self.path.device)
+            error = estimated(block) + ROUNDINGS * self.precision * block[0].abs()
+            self.edges[pair][n], self.edge_error[pair][n] = block[0].reshape(shape), error.reshape(shape)
+        if n not in self._checked:
+            self._check([one[n] for one in self._known], n)
+            self._checked.add(n)
+        errors, ratio = self._judged(n)
+        if ratio <= self.ratio[n]:
+            for pair, (edge, edge_error) in before.items():
+                self.edges[pair][n], self.edge_error[pair][n] = edge, edge_error
+            return float(self.ratio[n])
+        self.error[:, n], self.ratio[n] = errors, ratio
+        return ratio
+
+    def _judged(self, n: int) -> tuple[Floats, float]:
+        """Error of each layer of an example, and allowed over estimated error of the worst."""
+        ratio, errors = np.inf, np.zeros(self.layers + 1)
+        change = self.runs.pilot.output_change[n].to(wide_dtype(self.path.device))
         for layer in range(self.layers + 1):
-            conductance = self.outflow(layer, n) if layer < self.layers else torch.tensor([change], dtype=wide)
+            conductance = self.outflow(layer, n) if layer < self.layers else change[None]
+            into = [pair for pair in self.wiring.pairs if pair[1] == layer]
+            error = sum(float(self.edge_error[pair][n].sum()) for pair in into)
+            size = sum(float(self.edges[pair][n].abs().sum()) for pair in into)
             scale = float(conductance.abs().sum())
             gap = float((conductance.to(self.path.device) - self.inflow(layer, n)).abs().sum())
-            floor = ROUNDINGS * self.precision * sizes[layer]
-            self.error[layer, n] = max(errors[layer], gap) / scale if scale > 0 else (np.inf if gap > 0 else 0.0)
-            for found, size in ((errors[layer], sizes[layer]), (gap - floor, scale)):
+            floor = ROUNDINGS * self.precision * size
+            errors[layer] = max(error, gap) / scale if scale > 0 else (np.inf if gap > 0 else 0.0)
+            for found, of in ((error, size), (gap - floor, scale)):
                 if found > 0:
-                    ratio = min(ratio, (self.rules.rtol * size + self.rules.atol) / found)
-        self.within[n] = ratio >= 1.0
-        return float(ratio)
+                    ratio = min(ratio, (self.rules.rtol * of + self.rules.atol) / found)
+        return errors, float(ratio)
 
     def _check(self, known: list[Tensor], n: int) -> None:
         """Refuse flows that do not add up to what is known of the same nodes."""
@@ -294,9 +254,10 @@ class _Work:
         parts = [edge if n is None else edge[n] for pair, edge in self.edges.items() if pair[1] == layer]
         return sum((part.sum(-2) for part in parts), torch.zeros((), device=self.path.device))
 
-    def result(self, pilot: TotalConductance, settings: dict[str, Any], features: list[Unit]) -> ConductanceFlow:
+    def result(self, settings: dict[str, Any], features: list[Unit]) -> ConductanceFlow:
         """The labelled result."""
-        names = {INPUT: SOURCE, **{layer: info.name for layer, info in enumerate(self.run.points)}, self.layers: SINK}
+        pilot = self.runs.pilot
+        names = {INPUT: SOURCE, **{layer: column.name for layer, column in enumerate(self.columns)}, self.layers: SINK}
         dtype = work_dtype(pilot.output.dtype)
         missing = np.isnan(self.error[self.layers])
         change = pilot.output_change.to(self.path.device)
@@ -323,12 +284,9 @@ class _Work:
             output=pilot.output,
             baseline_output=pilot.baseline_output,
             unattributed=pilot.unattributed,
-            status=tuple(
-                "interrupted" if gone else ("budget" if one == "ok" and not within else one)
-                for one, gone, within in zip(pilot.status, missing, self.within, strict=True)
-            ),
-            evaluations=torch.as_tensor(self.spent).to(self.path.device),
-            converged=pilot.converged & torch.as_tensor(self.within).to(pilot.converged.device),
+            status=tuple(self.runs.status),
+            evaluations=self.runs.evaluations,
+            converged=self.runs.converged,
             settings=settings,
         )
 
@@ -338,13 +296,12 @@ def all_in_one(path: StraightPath) -> FeatureGroups:
     return tuple(torch.zeros(path.ends[key].shape[1:], dtype=torch.int64) for key in path.moving)
 
 
-def named_units(units: Mapping[str, Neurons] | None, run: Run) -> dict[str, list[int]]:
+def named_units(units: Mapping[str, Neurons] | None, layouts: Mapping[str, Layout]) -> dict[str, list[int]]:
     """Units that the user named, by layer, as numbers."""
     if units is None:
         return {}
     if not isinstance(units, Mapping):
         raise TypeError(f"units is a {type(units).__name__}; expected a dict of layer names to unit numbers")
-    layouts = {info.name: layout for info, layout in zip(run.points, run.layouts, strict=True)}
     named = {}
     for layer, given in units.items():
         if layer not in layouts:

@@ -19,16 +19,16 @@ from conductance._reporting import settings_of, warn
 from conductance._requests import checked_rules
 from conductance.errors import ConductanceError, check_choice
 from conductance.features import FeatureGroups, Features
+from conductance.following import TwoRuns
 from conductance.hooks import LayerSpec
 from conductance.neuron_results import NeuronConductance
 from conductance.path import Baseline, Inputs
 from conductance.pulling import Pull
 from conductance.pushing import Push
-from conductance.quadrature import PathRule
-from conductance.refinement import ROUNDINGS, Rules
-from conductance.replay import Replayed, estimated, replay
+from conductance.refinement import ROUNDINGS
+from conductance.replay import Replayed, estimated
 from conductance.results import TotalConductance
-from conductance.running import Prepared, Run, prepared
+from conductance.running import layout_of, prepared
 from conductance.sums import wide_dtype, work_dtype
 from conductance.targets import Target
 from conductance.units import Neuron, Neurons, chosen
@@ -38,8 +38,6 @@ Mode = Literal["auto", "reverse", "forward"]
 PUSH_COST = 1.5
 #: Times that nodes are run: those of total conductance, then finer ones where the tolerance needs it.
 ROUNDS = 6
-#: Evaluations that total conductance takes at least.
-LEAST = 5
 
 
 def neuron_conductance(
@@ -139,26 +137,23 @@ def neuron_conductance(
         on_train=on_train,
         most=rules.rows,
     ) as ready:
-        half = replace(rules, max_evaluations=max(LEAST, rules.max_evaluations // 2))  # its nodes are run again
-        run = Run(ready, half, n_steps, judge_leaves=True)
         features = Features(feature_groups, ready.path)
-        selected = [chosen(neurons, layout, info.name) for info, layout in zip(run.points, run.layouts, strict=True)]
-        nodes = run.keep_rules()
-        interrupted = run.execute(progress)
-        pilot = run.result({})
-        work = _Work(ready, run, rules, features, selected, mode, adaptive=n_steps is None)
-        interrupted |= work.execute(nodes, pilot, progress)
+        layouts = [layout_of(info) for info in ready.points]
+        selected = [chosen(neurons, layout, info.name) for info, layout in zip(ready.points, layouts, strict=True)]
+        runs = TwoRuns(ready, rules, n_steps, progress=progress)
+        work = _Work(runs, features, selected, mode)
+        runs.follow(runs.run.rows, work.evaluate, work.take, "neurons")
     settings = {
         "quantity": "neuron_conductance",
         **settings_of(ready, rules, n_steps, target, baselines),
         "mode": work.mode,
         "detour": work.detour,
-        "internal_batch_size": run.rows,
-        "interrupted": interrupted,
+        "internal_batch_size": runs.run.rows,
+        "interrupted": runs.interrupted,
         "seconds": round(time.perf_counter() - started, 3),
     }
-    results = work.results(pilot, settings)
-    warn(_outcome(pilot, results, settings), rules, n_steps)
+    results = work.results(settings)
+    warn(_outcome(runs.pilot, results, settings), rules, n_steps)
     return next(iter(results.values())) if len(results) == 1 else results
 
 
@@ -175,45 +170,32 @@ class _Judged:
 
 
 class _Work:
-    """The second run: along the nodes that total conductance found, then finer where the tolerance needs it."""
+    """Values of all neurons, as the second run gives them."""
 
-    def __init__(
-        self,
-        ready: Prepared,
-        run: Run,
-        rules: Rules,
-        features: Features,
-        selected: list[list[Neuron]],
-        mode: Mode,
-        *,
-        adaptive: bool,
-    ) -> None:
-        self.ready = ready
-        self.run = run
-        self.rules = rules
+    def __init__(self, runs: TwoRuns, features: Features, selected: list[list[Neuron]], mode: Mode) -> None:
+        self.runs = runs
+        self.rules = runs.rules
         self.features = features
         self.selected = selected
-        self.adaptive = adaptive
-        self.path = ready.path
+        run, path = runs.run, runs.ready.path
         units = sum(map(len, selected))
         if mode == "auto":
             mode = "forward" if PUSH_COST * features.count < units else "reverse"
-        self._pull = Pull(run.engine, features, selected, run.rows)
-        self._push = Push(run.engine, features, selected, run.rows, self._pull) if mode == "forward" else None
-        batch, device = ready.path.batch, ready.path.device
-        wide = wide_dtype(device)
+        pull = Pull(run.engine, features, selected, run.rows)
+        self._push = Push(run.engine, features, selected, run.rows, pull) if mode == "forward" else None
+        self.evaluate = self._push or pull
+        wide = wide_dtype(path.device)
         sizes = [(len(one), features.count) for one in selected]
         self.values, self.value_error = (
-            [torch.full((batch, *size), torch.nan, dtype=wide, device=device) for size in sizes] for _ in range(2)
+            [torch.full((path.batch, *size), torch.nan, dtype=wide, device=path.device) for size in sizes]
+            for _ in range(2)
         )
         self.totals, self.total_error = (
-            [torch.full((batch, size[0]), torch.nan, dtype=wide, device=device) for size in sizes] for _ in range(2)
+            [torch.full((path.batch, size[0]), torch.nan, dtype=wide, device=path.device) for size in sizes]
+            for _ in range(2)
         )
-        self.error = np.full((len(selected), batch), np.nan)
-        self.spent = np.zeros(batch, dtype=np.int64)
-        self.ratio = np.full(batch, -np.inf)
-        self.asked = np.full(batch, rules.rtol)
-        self.status = ["interrupted"] * batch
+        self.error = np.full((len(selected), path.batch), np.nan)
+        self.ratio = np.full(path.batch, -np.inf)
         self.precision = float(max(torch.finfo(layout.dtype).eps for layout in run.layouts)) / 2
 
     @property
@@ -226,74 +208,11 @@ class _Work:
         """What forward mode had to work around."""
         return [] if self._push is None else self._push.detour
 
-    def execute(self, nodes: dict[int, PathRule], pilot: TotalConductance, progress: bool) -> bool:
-        """Run to the end, or until the user interrupts; whether that happened."""
-        from tqdm.auto import tqdm
-
-        self.spent += pilot.evaluations.cpu().numpy()
-        first = self._accepted(pilot)
-        found = list(pilot.status)  # of the last run for total conductance
-        with tqdm(total=self.path.batch, desc="neurons", unit="example", disable=not progress) as bar:
-            try:
-                for left in reversed(range(ROUNDS)):
-                    ratios: dict[int, float] = {}
-                    for done in replay(nodes, self.run.rows, self.path.per_example, self._push or self._pull):
-                        n, ratio = done.example, self._take(done)
-                        missed = first[n] == "ok" and ratio < 1.0
-                        room = self.rules.max_evaluations - self.spent[n]
-                        if missed and left and self.adaptive and found[n] == "ok" and room > 4 * done.rows:
-                            ratios[n] = ratio
-                            continue
-                        self.status[n] = first[n] if not missed else "budget" if found[n] == "ok" else found[n]
-                        bar.update()
-                    if not ratios:
-                        break
-                    nodes = self._tightened(ratios, found)
-            except KeyboardInterrupt:
-                return True
-        return False
-
-    def _accepted(self, pilot: TotalConductance) -> list[str]:
-        """Status of the first run; ok too where only integrated gradients, which guide it, stayed too coarse.
-
-        They may be nothing but rounding where the units are not: F comes back to where it began. And where nothing
-        moves at all, nothing is missed.
-        """
-        worst = torch.stack([pilot.error[info.name] for info in self.run.points]).amax(0)
-        sizes = [pilot[info.name].reshape(len(worst), -1).abs().sum(1) for info in self.run.points]
-        scale = torch.stack([pilot.output_change.abs(), *(size.to(worst) for size in sizes)]).amax(0)
-        good = ((worst <= self.rules.rtol) | (scale == 0)) & (pilot.unattributed.abs() <= self.rules.rtol * scale)
-        return [
-            "ok" if fine and one in ("precision", "budget") and self.adaptive else one
-            for one, fine in zip(pilot.status, good.tolist(), strict=True)
-        ]
-
-    def _tightened(self, ratios: dict[int, float], found: list[str]) -> dict[int, PathRule]:
-        """Nodes of total conductance to smaller tolerances, for examples by what is allowed over what was found."""
-        alike: dict[float, list[int]] = {}
-        for n, ratio in ratios.items():
-            self.asked[n] *= 2.0 ** np.floor(np.log2(np.clip(0.5 * ratio, 1 / 64, 0.5)))
-            alike.setdefault(float(self.asked[n]), []).append(n)
-        nodes: dict[int, PathRule] = {}
-        for rtol, examples in alike.items():
-            room = self.rules.max_evaluations - int(self.spent[examples].max())
-            rules = replace(self.rules, rtol=rtol, max_evaluations=max(LEAST, room // 2))
-            run = Run(self.ready, rules, None, judge_leaves=True)
-            kept = run.keep_rules()
-            if run.execute(progress=False, examples=examples):
-                raise KeyboardInterrupt
-            nodes |= kept
-            self.spent += run.collector.evaluations
-            for n in examples:
-                found[n] = run.collector.status[n]
-        return nodes
-
-    def _take(self, done: Replayed) -> float:
+    def take(self, done: Replayed) -> float:
         """Keep what an example gave, unless it had better; allowed over estimated error, of the worst layer."""
         n, layers = done.example, len(self.selected)
-        self.spent[n] += done.rows
         judged = [self._judged(done.blocks[layer], done.blocks[layers + layer]) for layer in range(layers)]
-        for info, one in zip(self.run.points, judged, strict=True):
+        for info, one in zip(self.runs.run.points, judged, strict=True):
             if not np.isfinite(one.worst):
                 raise ConductanceError(
                     f"the derivative of layer {info.name!r} by the inputs holds NaN or infinity on the path of example "
@@ -322,11 +241,10 @@ class _Work:
     def _allowed(self, one: _Judged) -> float:
         return self.rules.rtol * one.scale + self.rules.atol
 
-    def results(self, pilot: TotalConductance, settings: dict[str, Any]) -> dict[str, NeuronConductance]:
+    def results(self, settings: dict[str, Any]) -> dict[str, NeuronConductance]:
         """One labelled result a layer."""
-        device = self.path.device
-        found = {}
-        for layer, info in enumerate(self.run.points):
+        pilot, found = self.runs.pilot, {}
+        for layer, info in enumerate(self.runs.run.points):
             dtype = work_dtype(info.dtype)
             found[info.name] = NeuronConductance(
                 values=_cast(self.features.shaped(self.values[layer]), dtype),
@@ -340,10 +258,10 @@ class _Work:
                 output=pilot.output,
                 baseline_output=pilot.baseline_output,
                 unattributed=pilot.unattributed,
-                status=tuple(self.status),
+                status=tuple(self.runs.status),
                 jumps=pilot.jumps,
-                evaluations=torch.as_tensor(self.spent).to(device),
-                converged=torch.tensor([one == "ok" for one in self.status], device=device),
+                evaluations=self.runs.evaluations,
+                converged=self.runs.converged,
                 settings={**settings, "layer": info.name},
             )
         return found

@@ -130,7 +130,7 @@ class Run:
         points, path = ready.points, ready.path
         self.points = points
         self.path = path
-        layouts = [_layout(info) for info in points]
+        layouts = [layout_of(info) for info in points]
         leaves = [_leaf_layout(path.ends[key]) for key in path.moving]
         row_bytes = sum(layout.size * layout.dtype.itemsize for layout in layouts + leaves)
         self.rows = rules.rows or max(1, min(MOST_ROWS, CALL_BYTES // max(1, row_bytes)))
@@ -222,7 +222,8 @@ def _show(bar: Any, evaluations: int) -> None:
         bar.refresh()
 
 
-def _layout(info: PointInfo) -> Layout:
+def layout_of(info: PointInfo) -> Layout:
+    """Shape of a point as the sums see it."""
     batch, shape = info.point.batch_axis, list(info.shape)
     del shape[batch]
     unit = info.point.unit_axis

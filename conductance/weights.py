@@ -116,7 +116,7 @@ def weight_conductance(
         interrupted = run.execute(progress)
         pilot = run.result({})
         work = _Work(ready, run, rules, modules, adaptive=n_steps is None)
-        interrupted |= work.execute(nodes, pilot, progress)
+        interrupted = interrupted or work.execute(nodes, pilot, progress)
     settings = {
         "quantity": "weight_conductance",
         **settings_of(ready, rules, n_steps, target, baselines),
