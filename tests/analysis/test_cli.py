@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 import conductance as cd
-from conductance.analysis import demo
+from conductance.analysis import demo, digits
 from conductance.analysis.cli import app
 
 pytest.importorskip("sklearn", reason="the demonstration needs scikit-learn")
@@ -30,7 +30,7 @@ def plain(result: Result) -> str:
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train for one epoch."""
     train = demo.train
-    monkeypatch.setattr(demo, "train", lambda digits, **options: train(digits, **{**options, "epochs": 1}))
+    monkeypatch.setattr(demo, "train", lambda data, **options: train(data, **{**options, "epochs": 1}))
 
 
 def test_version(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,17 +146,16 @@ def test_without_scikit_learn_the_extra_is_named(monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_interrupted_explanation_gives_no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    digits = demo.load_digits()
-    model = demo.digit_net().eval()
+    model = digits.digit_net().eval()
     monkeypatch.setattr(demo, "total_conductance", lambda *_, **__: type("R", (), {"status": ("interrupted",)}))
     with pytest.raises(KeyboardInterrupt):
-        demo.explain(model, digits.test_images[:2])
+        demo.explain(model, torch.rand(2, 1, 8, 8))
 
 
 def test_training_repeats_and_leaves_the_random_state() -> None:
-    digits = demo.load_digits(5)
+    data = digits.load_digits(5)
     state = torch.get_rng_state()
-    models = [demo.train(digits, epochs=1, seed=seed) for seed in (5, 5, 6)]
+    models = [digits.train(data, epochs=1, seed=seed) for seed in (5, 5, 6)]
     assert torch.equal(torch.get_rng_state(), state)
     first, second, other = (model.state_dict()["conv2.weight"] for model in models)
     assert torch.equal(first, second)
@@ -165,7 +164,7 @@ def test_training_repeats_and_leaves_the_random_state() -> None:
 
 
 def test_the_code_that_the_report_shows_runs() -> None:
-    names: dict[str, Any] = {"model": demo.digit_net().eval(), "test_images": demo.load_digits().test_images}
+    names: dict[str, Any] = {"model": digits.digit_net().eval(), "test_images": digits.load_digits().test_images}
     exec(demo.CALL.format(count=2, rtol=0.1), names)
     assert len(names["total"].status) == 2
     assert names["total"].settings["rtol"] == 0.1
@@ -173,9 +172,9 @@ def test_the_code_that_the_report_shows_runs() -> None:
 
 
 def test_digits_are_split_by_the_seed() -> None:
-    first, second = demo.load_digits(1), demo.load_digits(2)
+    first, second = digits.load_digits(1), digits.load_digits(2)
     assert first.train_images.shape == (1297, 1, 8, 8)
-    assert first.test_images.shape == (demo.TEST_IMAGES, 1, 8, 8)
+    assert first.test_images.shape == (digits.TEST_IMAGES, 1, 8, 8)
     assert float(first.train_images.max()) == 1.0
     assert not torch.equal(first.test_labels, second.test_labels)
 
