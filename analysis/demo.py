@@ -1,7 +1,7 @@
 """The demonstration: a small convolutional network on real handwritten digits, explained layer by layer.
 
 It trains on scikit-learn's 1,797 digits (8 × 8 pixels), explains test images in one call of
-`conductance.total_conductance`, and writes a report.
+`conductance.total_conductance`, follows the flow from channel to channel, and writes a report.
 """
 
 import time
@@ -9,17 +9,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from conductance._result_layers import counted
 from conductance.analysis.digits import TEST_IMAGES, Digits, load_digits, train
+from conductance.flow import conductance_flow
+from conductance.flow_results import REST, ConductanceFlow
+from conductance.neuron import neuron_conductance
+from conductance.neuron_results import NeuronConductance
 from conductance.results import TotalConductance
 from conductance.total import total_conductance
 
 #: The layers whose channels are ranked: after each ReLU, before pooling.
 RANKED = ("relu1", "relu2")
+#: The layers of the flow graphs, units of each that get a node, and images of the class that is averaged.
+FLOWING, NODES, OF_CLASS = ("relu1", "relu2", "fc"), 8, 16
+#: Units of the last ranked layer whose pixels are shown.
+FED = 5
 REPORT, PICTURE, RESULT = "report.html", "picture.png", "result.safetensors"
+FLOW_PICTURE, FLOW = "flow.png", "flow.safetensors"
 #: What the report shows of how it was made.
 CALL = """\
 import conductance as cd
@@ -31,7 +42,18 @@ total = cd.total_conductance(model, images, target=predicted, baselines=0.0, rto
 
 analysis.layer_importance(total)
 units = analysis.rank_units(total, by="mean_abs", layers="relu2")
-analysis.unit_map(total, "relu2", int(units["unit"][0]), example=0)"""
+analysis.unit_map(total, "relu2", int(units["unit"][0]), example=0)
+
+digit = int(predicted.bincount().argmax())  # the digit that is found most often
+of_digit = images[predicted == digit][:{of_class}]
+options = {{"target": digit, "baselines": 0.0, "rtol": {rtol:g}}}
+flow = cd.conductance_flow(model, of_digit, {flowing}, top={nodes}, units={{"fc": [digit]}}, **options)
+graph = analysis.flow_graph(flow)  # of one image: flow_graph(flow, 0), or a flow of that image alone
+analysis.plot_flow_graph(graph)
+analysis.strongest_paths(graph, k=6)
+
+channels = flow.units["relu2"][:{fed}]
+pixels = cd.neuron_conductance(model, of_digit[:1], "relu2", neurons=channels, **options)"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +121,9 @@ def run_demo(
         correct = _predict(model, digits.test_images) == digits.test_labels
         accuracy = float(correct.double().mean())
         result = explain(model, digits.test_images[:images], rtol=rtol, progress=progress)
+        flows = explain_flows(model, digits.test_images[:images], rtol=rtol, progress=progress)
     result.save(folder / RESULT)
+    flows.whole.save(folder / FLOW)
     facts = {
         "Model": "conv-relu-pool-conv-relu-pool-fc, float32",
         "Test accuracy": f"{accuracy:.1%} of {TEST_IMAGES} digits",
@@ -107,7 +131,7 @@ def run_demo(
         "Baseline": "black image (zeros)",
         "Time to train": f"{trained:.1f} s",
     }
-    report = _write(folder, result, digits, model, facts, progress)
+    report = _write(folder, result, flows, digits, model, facts, progress)
     return DemoRun(report, result, accuracy, time.perf_counter() - started)
 
 
@@ -148,6 +172,59 @@ def _predict(model: nn.Module, images: Tensor) -> Tensor:
     return digits
 
 
+@dataclass(frozen=True, eq=False)
+class Flows:
+    """The flow in one image, ``example``, and in the mean of a class, and what feeds the units of the one image."""
+
+    example: int
+    digit: int
+    one: ConductanceFlow
+    whole: ConductanceFlow
+    pixels: NeuronConductance
+
+
+def explain_flows(model: nn.Module, images: Tensor, *, rtol: float = 1e-2, progress: bool = False) -> Flows:
+    """Follow the conductance through the units of three layers, for the digit that is predicted most often.
+
+    Parameters
+    ----------
+    model
+        A trained `digit_net`.
+    images
+        ``(n, 1, 8, 8)``.
+    rtol
+        Tolerance.
+    progress
+        Show progress bars.
+
+    Returns
+    -------
+    Flows
+        Of the first of its images, and of the first `OF_CLASS` of them.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If the user interrupts.
+    """
+    predicted = _predict(model, images)
+    digit = int(predicted.bincount().argmax())
+    members = (predicted == digit).nonzero()[:OF_CLASS, 0]
+    options: dict[str, Any] = {"target": digit, "baselines": 0.0, "rtol": rtol, "progress": progress}
+
+    def flow_of(chosen: Tensor) -> ConductanceFlow:
+        return conductance_flow(
+            model, images[chosen], list(FLOWING), top=NODES, units={FLOWING[-1]: [digit]}, **options
+        )
+
+    one, whole = flow_of(members[:1]), flow_of(members)
+    units: Any = [unit for unit in one.units[RANKED[-1]] if unit != REST][:FED]
+    pixels: Any = neuron_conductance(model, images[members[:1]], RANKED[-1], neurons=units, **options)
+    if "interrupted" in (*one.status, *whole.status, *pixels.status):
+        raise KeyboardInterrupt
+    return Flows(int(members[0]), digit, one, whole, pixels)
+
+
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """Run on one thread: these tensors are too small to share, and sums come out alike on every machine."""
@@ -162,13 +239,15 @@ def _one_thread() -> Iterator[None]:
 def _write(
     folder: Path,
     result: TotalConductance,
+    flows: Flows,
     digits: Digits,
     model: nn.Module,
     facts: dict[str, str],
     progress: bool,
 ) -> Path:
     """Write the report and the picture."""
-    from conductance.analysis._pictures import overview
+    from conductance.analysis._pictures import graph_figure, overview
+    from conductance.analysis.graph import flow_graph
     from conductance.analysis.report import write_report
 
     count = len(result.status)
@@ -179,6 +258,8 @@ def _write(
         for guess, label in zip(predicted, labels, strict=True)
     ]
     overview(result, RANKED[-1], images=images, captions=captions).savefig(folder / PICTURE, dpi=100)
+    graph_figure(flow_graph(flows.whole)).savefig(folder / FLOW_PICTURE, dpi=120)
+    asked = {"of_class": OF_CLASS, "flowing": list(FLOWING), "nodes": NODES, "fed": FED}
     return write_report(
         folder / REPORT,
         result,
@@ -188,6 +269,11 @@ def _write(
         images=images,
         captions=captions,
         groups=predicted,
-        code=CALL.format(count=count, rtol=result.settings["rtol"]),
+        flows={
+            f"one image, recognised as {captions[flows.example]}": flows.one,
+            f"mean of {counted(flows.whole.batch, 'image')} recognised as {flows.digit}": flows.whole,
+        },
+        neurons={flows.example: flows.pixels},
+        code=CALL.format(count=count, rtol=result.settings["rtol"], **asked),
         progress=progress,
     )

@@ -29,7 +29,7 @@ def plain(result: Result) -> str:
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train for one epoch."""
-    train = demo.train
+    train = digits.train
     monkeypatch.setattr(demo, "train", lambda data, **options: train(data, **{**options, "epochs": 1}))
 
 
