@@ -155,13 +155,21 @@ def _paths(graph: "nx.DiGraph") -> dict[str, Any]:
                 "share": share(carried / change if change else nan),
             }
         )
-    told: dict[str, Any] = backbone(graph, _SHARE).graph["backbone"] if rows else {"carried": nan, "paths": 0}
     return {
         "paths": rows,
         "carried": number(sums, "+"),
         "share": share(sums / change if change else nan),
-        "backbone": {"paths": counted(told["paths"], "path"), "carried": share(told["carried"])},
+        "backbone": _backbone(graph),
     }
+
+
+def _backbone(graph: "nx.DiGraph") -> dict[str, str]:
+    """Say how few paths carry most of the flow."""
+    try:
+        told = backbone(graph, _SHARE).graph["backbone"]
+    except ValueError:  # what reaches the target is rounding
+        return {"paths": "no path", "carried": "–"}
+    return {"paths": counted(told["paths"], "path"), "carried": share(told["carried"])}
 
 
 def carried_by(graph: "nx.DiGraph", path: FlowPath) -> float:

@@ -54,6 +54,7 @@ analysis.strongest_paths(graph, k=6)
 
 channels = flow.units["relu2"][:{fed}]
 pixels = cd.neuron_conductance(model, of_digit[:1], "relu2", neurons=channels, **options)"""
+ASKED = {"of_class": OF_CLASS, "flowing": list(FLOWING), "nodes": NODES, "fed": FED}
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,7 +260,6 @@ def _write(
     ]
     overview(result, RANKED[-1], images=images, captions=captions).savefig(folder / PICTURE, dpi=100)
     graph_figure(flow_graph(flows.whole)).savefig(folder / FLOW_PICTURE, dpi=120)
-    asked = {"of_class": OF_CLASS, "flowing": list(FLOWING), "nodes": NODES, "fed": FED}
     return write_report(
         folder / REPORT,
         result,
@@ -274,6 +274,6 @@ def _write(
             f"mean of {counted(flows.whole.batch, 'image')} recognised as {flows.digit}": flows.whole,
         },
         neurons={flows.example: flows.pixels},
-        code=CALL.format(count=count, rtol=result.settings["rtol"], **asked),
+        code=CALL.format(count=count, rtol=result.settings["rtol"], **ASKED),
         progress=progress,
     )

@@ -145,7 +145,7 @@ def conductance_flow(
         named = named_units(units, run)
         nodes = run.keep_rules()
         interrupted = run.execute(progress)
-        pilot = run.result({})
+        pilot = run.result(settings_of(ready, rules, n_steps, target, baselines))
         columns = [
             Column(info.name, layout, pilot.per_unit(info.name), named.get(info.name, top))
             for info, layout in zip(run.points, run.layouts, strict=True)

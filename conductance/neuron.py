@@ -142,7 +142,7 @@ def neuron_conductance(
         selected = [chosen(neurons, layout, info.name) for info, layout in zip(run.points, run.layouts, strict=True)]
         nodes = run.keep_rules()
         interrupted = run.execute(progress)
-        pilot = run.result({})
+        pilot = run.result(settings_of(ready, rules, n_steps, target, baselines))
         work = _Work(ready, run, rules, features, selected, mode, adaptive=n_steps is None)
         interrupted |= work.execute(nodes, pilot, progress)
     settings = {
