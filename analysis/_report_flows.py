@@ -116,7 +116,9 @@ def _words(graph: "nx.DiGraph") -> list[str]:
         words.append(f"What pushes it down most is unit {down[1]} of {down[0]} ({_signed(own[down])}).")
     gaps = _gaps(graph, [*graph.graph["layers"]])
     total = sum(abs(value) for node, value in graph.nodes(data="conductance") if node[0] not in (SOURCE, *GAP_LAYERS))
-    words.append(f"Over no edge comes in {100 * gaps / total if total else 0.0:.2g} % of Σ|C|: the gaps.")
+    words.append(
+        f"Over no edge comes in {100 * gaps / total if total else 0.0:.2g}\N{NO-BREAK SPACE}% of Σ|C|: the gaps."
+    )
     return words
 
 

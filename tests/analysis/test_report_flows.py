@@ -127,10 +127,10 @@ def test_the_words_name_the_strongest_units() -> None:
     assert "the output changes by +8.00." in words
     assert "pushes it up most is unit 0 of h (+14.0)" in words
     assert "pushes it down most is unit 1 of h (−6.00)" in words
-    assert "0 % of Σ|C|: the gaps" in words
+    assert "0\N{NO-BREAK SPACE}% of Σ|C|: the gaps" in words
     several = " ".join(flow_part("any", random_flow())["words"])
     assert f"on average over {EXAMPLES} examples" in several
-    percent = re.search(r"([\d.]+) % of Σ\|C\|: the gaps", several)
+    percent = re.search(r"([\d.]+)\s% of Σ\|C\|: the gaps", several)
     assert percent is not None
     assert float(percent[1]) > 0
 
@@ -170,7 +170,7 @@ def test_names_are_escaped(tmp_path: Path, evil: str, pixels: NeuronConductance)
     options: dict[str, Any] = {"images": PICTURES, "captions": [evil] * IMAGES, "neurons": {0: named}}
     page = written(tmp_path, flows={evil: flow}, **options)
     assert f"Flow of conductance: {' '.join(evil.split())}" in page.texts
-    assert f"Which pixels feed units of {evil}: {evil}" in page.texts
+    assert f"Which pixels feed units of {evil}, in the image “{evil}”" in page.texts
     assert not {"script", "x"} & {*page.tags, *page.addresses}
 
 
@@ -203,7 +203,7 @@ def test_an_edge_that_is_alone_does_not_make_the_others_thin() -> None:
 def test_each_unit_has_its_pixels(tmp_path: Path, pixels: NeuronConductance) -> None:
     captions = [f"number {n}" for n in range(IMAGES)]
     page = written(tmp_path, images=PICTURES, captions=captions, neurons={0: pixels})
-    assert "Which pixels feed units of 1: number 0" in page.texts
+    assert "Which pixels feed units of 1, in the image “number 0”" in page.texts
     assert len(graphs_of(page)) == 3
     for unit, total in zip(pixels.neurons, pixels.total[0].tolist(), strict=True):
         assert page.texts[page.texts.index(f"unit {unit}") + 1] == f"{total:+.2f}".replace("-", "−")
