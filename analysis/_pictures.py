@@ -8,17 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from conductance.analysis._graph_layout import shown_part
+from conductance.analysis.plot_graph import plot_flow_graph
 from conductance.analysis.plots import plot_layer_bars, plot_unit_map
 from conductance.analysis.ranking import layer_importance, rank_units
 from conductance.analysis.responses import strongest_examples, unit_map
+from conductance.neuron_results import NeuronConductance
 from conductance.results import TotalConductance
 
 if TYPE_CHECKING:
+    import networkx as nx
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 #: Text and background of charts, on light and on dark pages; the template has the same backgrounds.
 _LIGHT, _DARK = ("#1f2429", "#ffffff"), ("#dfe3e8", "#1b1f24")
+
+#: Lines of a flow graph thinner than this share of the strongest into their layer are left out.
+_MIN_SHARE = 0.05
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,33 @@ def chart(draw: "Callable[[Axes], object]", rows: int) -> Chart:
     return Chart(*(_encoded(_tinted(figure, *colours), 160) for colours in (_LIGHT, _DARK)))
 
 
+def graph_chart(graph: "nx.DiGraph") -> Chart:
+    """Draw a flow graph in both colour schemes: twice, since its halos and rings have the colour of the page."""
+    return Chart(*(_encoded(graph_figure(graph, *colours), 130) for colours in (_LIGHT, _DARK)))
+
+
+def graph_figure(graph: "nx.DiGraph", ink: str = _LIGHT[0], paper: str = _LIGHT[1]) -> "Figure":
+    """Draw a flow graph in the colours of a page."""
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+    rows = shown_part(graph, _MIN_SHARE).rows
+    figure = Figure(figsize=(7.6, 1.6 + 0.42 * (rows + 0.6)), layout="constrained", facecolor=paper)
+    ax = figure.add_subplot(facecolor=paper)
+    plot_flow_graph(graph, ax, min_share=_MIN_SHARE, limit=_widest(graph))
+    for text in figure.findobj(Text):
+        text.set(color=ink)
+    return figure
+
+
+def _widest(graph: "nx.DiGraph") -> float | None:
+    """Take the largest flow of an edge that is not alone between its layers: that one would make all others thin."""
+    sizes: dict[tuple[str, str], list[float]] = {}
+    for start, stop, flow in graph.edges(data="flow"):
+        sizes.setdefault((start[0], stop[0]), []).append(abs(flow))
+    return max((max(each) for each in sizes.values() if sum(size > 0 for size in each) > 1), default=0.0) or None
+
+
 def map_pictures(
     result: TotalConductance, layer: str, unit: int, *, images: Any, captions: Sequence[str], top: int
 ) -> list[MapPicture]:
@@ -55,6 +89,17 @@ def map_pictures(
     return [
         MapPicture(_map_source(images[example], values, limit), captions[example], conductance)
         for example, conductance, values in found
+    ]
+
+
+def input_pictures(neurons: NeuronConductance, image: Any) -> list[MapPicture]:
+    """Draw what each input element gives through each unit, on one scale; of colours the sum."""
+    values = neurons.values[0]
+    maps = values.sum(1) if values.ndim == 4 else values
+    limit = float(maps.abs().max()) or 1.0
+    return [
+        MapPicture(_map_source(image, one, limit), f"unit {unit}", total)
+        for one, unit, total in zip(maps, neurons.neurons, neurons.total[0].tolist(), strict=True)
     ]
 
 

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conductance.analysis._pictures import MapPicture, chart, map_pictures
+from conductance.analysis._values import as_floats
 from conductance.analysis.plots import plot_layer_bars, plot_top_units
 from conductance.analysis.ranking import layer_importance, rank_units
 from conductance.analysis.responses import top_unit_by_group
+from conductance.flow_results import ConductanceFlow
 from conductance.results import TotalConductance
 
 if TYPE_CHECKING:
@@ -20,17 +22,18 @@ if TYPE_CHECKING:
 _DRAWN, _EXAMPLES, _OF_CLASS = 3, 5, 3
 
 
-def facts_of(result: TotalConductance, left_out: int) -> dict[str, str]:
+def facts_of(result: TotalConductance | ConductanceFlow, left_out: int) -> dict[str, str]:
     """Say what the result knows about itself."""
     settings, evaluations = result.settings, result.evaluations
     counts = Counter(status for status in result.status if status != "ok")
     other = "".join(f", {count} {status}" for status, count in counts.items())
-    worst = max(float(error.nan_to_num(nan=0.0).max()) for error in result.error.values())
+    errors = np.concatenate([as_floats(error) for error in result.error.values()])
+    known = errors[~np.isnan(errors)]
     rtol, steps, seconds = settings.get("rtol"), settings.get("n_steps"), settings.get("seconds")
     facts = {
         "Examples explained": f"{len(result.status)}",
         "Tolerance asked": f"{rtol:g}" if isinstance(rtol, float) else f"none, {steps} evaluations",
-        "Largest estimated error": f"{worst:.2g}",
+        "Largest estimated error": f"{known.max():.2g}" if len(known) else "–",
         "Converged": f"{int(result.converged.sum())} of {len(result.status)}{other}",
         "Evaluations for each": f"median {int(evaluations.median())}, at most {int(evaluations.max())}",
     }
@@ -50,9 +53,9 @@ def layers_part(result: TotalConductance) -> dict[str, Any]:
             "type": row["type"],
             "units": row["units"],
             "cut": "yes" if row["cut"] else "no",
-            "sum": _number(row["sum"], "+"),
-            "abs": _number(row["abs"]),
-            "cancellation": _share(row["cancellation"]),
+            "sum": number(row["sum"], "+"),
+            "abs": number(row["abs"]),
+            "cancellation": share(row["cancellation"]),
             "units_for_90": row["units_for_90"],
             "coverage": f"{row['coverage']:.3f}".replace("-", "−") + f" ± {row['coverage_error']:.1g}",
             "error": f"{row['error']:.1g}",
@@ -68,9 +71,9 @@ def units_part(result: TotalConductance, layer: str, top: int, images: Any, capt
     rows = [
         {
             "unit": row["unit"],
-            "mean": _number(row["mean"], "+"),
-            "mean_abs": _number(row["mean_abs"]),
-            "share": _share(row["share_positive"]),
+            "mean": number(row["mean"], "+"),
+            "mean_abs": number(row["mean_abs"]),
+            "share": share(row["share_positive"]),
             "error": f"{row['error']:.1g}",
         }
         for row in units.to_dict("records")
@@ -106,7 +109,7 @@ def classes_part(
                 captions=[captions[number] for number in members],
                 top=_OF_CLASS,
             )
-        row.update(mean=_number(row["mean"], "+"), share=_share(row["share"]), maps=pictures)
+        row.update(mean=number(row["mean"], "+"), share=share(row["share"]), maps=pictures)
         rows.append(row)
     return rows
 
@@ -117,10 +120,10 @@ def _has_maps(result: TotalConductance, layer: str) -> bool:
     return len(info.shape) == 3 and info.unit_groups is None
 
 
-def _number(value: float, sign: str = "") -> str:
+def number(value: float, sign: str = "") -> str:
     """Write three digits, zeros at the end too, so that columns line up."""
-    return f"{value:{sign}#.3g}".rstrip(".")
+    return "–" if math.isnan(value) else f"{value:{sign}#.3g}".rstrip(".")
 
 
-def _share(value: float) -> str:
+def share(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.0%}".replace("-", "−")

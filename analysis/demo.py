@@ -1,27 +1,36 @@
 """The demonstration: a small convolutional network on real handwritten digits, explained layer by layer.
 
 It trains on scikit-learn's 1,797 digits (8 × 8 pixels), explains test images in one call of
-`conductance.total_conductance`, and writes a report.
+`conductance.total_conductance`, follows the flow from channel to channel, and writes a report.
 """
 
 import time
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from conductance._result_layers import counted
+from conductance.analysis.digits import TEST_IMAGES, Digits, load_digits, train
+from conductance.flow import conductance_flow
+from conductance.flow_results import REST, ConductanceFlow
+from conductance.neuron import neuron_conductance
+from conductance.neuron_results import NeuronConductance
 from conductance.results import TotalConductance
 from conductance.total import total_conductance
 
-#: Digits kept for testing; the others train the network.
-TEST_IMAGES = 500
 #: The layers whose channels are ranked: after each ReLU, before pooling.
 RANKED = ("relu1", "relu2")
+#: The layers of the flow graphs, units of each that get a node, and images of the class that is averaged.
+FLOWING, NODES, OF_CLASS = ("relu1", "relu2", "fc"), 8, 16
+#: Units of the last ranked layer whose pixels are shown.
+FED = 5
 REPORT, PICTURE, RESULT = "report.html", "picture.png", "result.safetensors"
+FLOW_PICTURE, FLOW = "flow.png", "flow.safetensors"
 #: What the report shows of how it was made.
 CALL = """\
 import conductance as cd
@@ -33,17 +42,19 @@ total = cd.total_conductance(model, images, target=predicted, baselines=0.0, rto
 
 analysis.layer_importance(total)
 units = analysis.rank_units(total, by="mean_abs", layers="relu2")
-analysis.unit_map(total, "relu2", int(units["unit"][0]), example=0)"""
+analysis.unit_map(total, "relu2", int(units["unit"][0]), example=0)
 
+digit = int(predicted.bincount().argmax())  # the digit that is found most often
+of_digit = images[predicted == digit][:{of_class}]
+options = {{"target": digit, "baselines": 0.0, "rtol": {rtol:g}}}
+flow = cd.conductance_flow(model, of_digit, {flowing}, top={nodes}, units={{"fc": [digit]}}, **options)
+graph = analysis.flow_graph(flow)  # of one image: flow_graph(flow, 0), or a flow of that image alone
+analysis.plot_flow_graph(graph)
+analysis.strongest_paths(graph, k=6)
 
-@dataclass(frozen=True, eq=False)
-class Digits:
-    """The digits, shuffled and split: images ``(n, 1, 8, 8)`` from 0 to 1, labels ``(n,)``."""
-
-    train_images: Tensor
-    train_labels: Tensor
-    test_images: Tensor
-    test_labels: Tensor
+channels = flow.units["relu2"][:{fed}]
+pixels = cd.neuron_conductance(model, of_digit[:1], "relu2", neurons=channels, **options)"""
+ASKED = {"of_class": OF_CLASS, "flowing": list(FLOWING), "nodes": NODES, "fed": FED}
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +122,9 @@ def run_demo(
         correct = _predict(model, digits.test_images) == digits.test_labels
         accuracy = float(correct.double().mean())
         result = explain(model, digits.test_images[:images], rtol=rtol, progress=progress)
+        flows = explain_flows(model, digits.test_images[:images], rtol=rtol, progress=progress)
     result.save(folder / RESULT)
+    flows.whole.save(folder / FLOW)
     facts = {
         "Model": "conv-relu-pool-conv-relu-pool-fc, float32",
         "Test accuracy": f"{accuracy:.1%} of {TEST_IMAGES} digits",
@@ -119,95 +132,8 @@ def run_demo(
         "Baseline": "black image (zeros)",
         "Time to train": f"{trained:.1f} s",
     }
-    report = _write(folder, result, digits, model, facts, progress)
+    report = _write(folder, result, flows, digits, model, facts, progress)
     return DemoRun(report, result, accuracy, time.perf_counter() - started)
-
-
-def load_digits(seed: int = 0) -> Digits:
-    """Shuffle and split scikit-learn's digits.
-
-    Parameters
-    ----------
-    seed
-        Of the shuffle.
-
-    Returns
-    -------
-    Digits
-        `TEST_IMAGES` for testing, the others for training.
-
-    Raises
-    ------
-    ImportError
-        If scikit-learn is missing.
-    """
-    try:
-        from sklearn import datasets
-    except ImportError as error:
-        msg = "The demo takes its digits from scikit-learn, which is missing: pip install 'conductance[demo]'"
-        raise ImportError(msg) from error
-    data = datasets.load_digits()
-    order = torch.randperm(len(data.target), generator=torch.Generator().manual_seed(seed))
-    images = torch.tensor(data.images, dtype=torch.float32)[order, None] / 16
-    labels = torch.tensor(data.target)[order]
-    return Digits(images[TEST_IMAGES:], labels[TEST_IMAGES:], images[:TEST_IMAGES], labels[:TEST_IMAGES])
-
-
-def digit_net() -> nn.Sequential:
-    """Make the network: two convolutions with ReLU and max-pooling, and a linear layer of ten logits."""
-    layers = OrderedDict[str, nn.Module](
-        conv1=nn.Conv2d(1, 12, 3, padding=1),
-        relu1=nn.ReLU(),
-        pool1=nn.MaxPool2d(2),
-        conv2=nn.Conv2d(12, 24, 3, padding=1),
-        relu2=nn.ReLU(),
-        pool2=nn.MaxPool2d(2),
-        flatten=nn.Flatten(),
-        fc=nn.Linear(96, 10),
-    )
-    return nn.Sequential(layers)
-
-
-def train(digits: Digits, *, epochs: int = 15, seed: int = 0, progress: bool = False) -> nn.Sequential:
-    """Train `digit_net` with Adam; the random state outside stays as it is.
-
-    Parameters
-    ----------
-    digits
-        What `load_digits` returned.
-    epochs
-        Passes over the training digits, at least 1.
-    seed
-        Of the weights and of the order of the digits.
-    progress
-        Show a progress bar.
-
-    Returns
-    -------
-    nn.Sequential
-        The network, in eval mode.
-
-    Raises
-    ------
-    ValueError
-        If ``epochs`` is below 1.
-    """
-    from tqdm.auto import tqdm
-
-    if epochs < 1:
-        msg = f"epochs is {epochs}, expected at least 1."
-        raise ValueError(msg)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = digit_net()
-        optimizer = torch.optim.Adam(model.parameters(), lr=4e-3)
-        for _ in tqdm(range(epochs), desc="training", unit="epoch", disable=not progress):
-            for batch in torch.randperm(len(digits.train_labels)).split(64):
-                optimizer.zero_grad()
-                logits = model(digits.train_images[batch])
-                nn.functional.cross_entropy(logits, digits.train_labels[batch]).backward()
-                optimizer.step()
-    return model.eval()
 
 
 def explain(model: nn.Module, images: Tensor, *, rtol: float = 1e-2, progress: bool = False) -> TotalConductance:
@@ -247,6 +173,59 @@ def _predict(model: nn.Module, images: Tensor) -> Tensor:
     return digits
 
 
+@dataclass(frozen=True, eq=False)
+class Flows:
+    """The flow in one image, ``example``, and in the mean of a class, and what feeds the units of the one image."""
+
+    example: int
+    digit: int
+    one: ConductanceFlow
+    whole: ConductanceFlow
+    pixels: NeuronConductance
+
+
+def explain_flows(model: nn.Module, images: Tensor, *, rtol: float = 1e-2, progress: bool = False) -> Flows:
+    """Follow the conductance through the units of three layers, for the digit that is predicted most often.
+
+    Parameters
+    ----------
+    model
+        A trained `digit_net`.
+    images
+        ``(n, 1, 8, 8)``.
+    rtol
+        Tolerance.
+    progress
+        Show progress bars.
+
+    Returns
+    -------
+    Flows
+        Of the first of its images, and of the first `OF_CLASS` of them.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If the user interrupts.
+    """
+    predicted = _predict(model, images)
+    digit = int(predicted.bincount().argmax())
+    members = (predicted == digit).nonzero()[:OF_CLASS, 0]
+    options: dict[str, Any] = {"target": digit, "baselines": 0.0, "rtol": rtol, "progress": progress}
+
+    def flow_of(chosen: Tensor) -> ConductanceFlow:
+        return conductance_flow(
+            model, images[chosen], list(FLOWING), top=NODES, units={FLOWING[-1]: [digit]}, **options
+        )
+
+    one, whole = flow_of(members[:1]), flow_of(members)
+    units: Any = [unit for unit in one.units[RANKED[-1]] if unit != REST][:FED]
+    pixels: Any = neuron_conductance(model, images[members[:1]], RANKED[-1], neurons=units, **options)
+    if "interrupted" in (*one.status, *whole.status, *pixels.status):
+        raise KeyboardInterrupt
+    return Flows(int(members[0]), digit, one, whole, pixels)
+
+
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """Run on one thread: these tensors are too small to share, and sums come out alike on every machine."""
@@ -261,13 +240,15 @@ def _one_thread() -> Iterator[None]:
 def _write(
     folder: Path,
     result: TotalConductance,
+    flows: Flows,
     digits: Digits,
     model: nn.Module,
     facts: dict[str, str],
     progress: bool,
 ) -> Path:
     """Write the report and the picture."""
-    from conductance.analysis._pictures import overview
+    from conductance.analysis._pictures import graph_figure, overview
+    from conductance.analysis.graph import flow_graph
     from conductance.analysis.report import write_report
 
     count = len(result.status)
@@ -278,6 +259,7 @@ def _write(
         for guess, label in zip(predicted, labels, strict=True)
     ]
     overview(result, RANKED[-1], images=images, captions=captions).savefig(folder / PICTURE, dpi=100)
+    graph_figure(flow_graph(flows.whole)).savefig(folder / FLOW_PICTURE, dpi=120)
     return write_report(
         folder / REPORT,
         result,
@@ -287,6 +269,11 @@ def _write(
         images=images,
         captions=captions,
         groups=predicted,
-        code=CALL.format(count=count, rtol=result.settings["rtol"]),
+        flows={
+            f"one image, recognised as {captions[flows.example]}": flows.one,
+            f"mean of {counted(flows.whole.batch, 'image')} recognised as {flows.digit}": flows.whole,
+        },
+        neurons={flows.example: flows.pixels},
+        code=CALL.format(count=count, rtol=result.settings["rtol"], **ASKED),
         progress=progress,
     )

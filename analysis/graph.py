@@ -82,13 +82,20 @@ def flow_graph(
     --------
     A linear network of two inputs and two hidden units, in closed form:
 
-    >>> from conductance.analysis._linear_flow import linear_flow
-    >>> flow = linear_flow([[1.0, 2.0]], hidden=[[1.0, 3.0], [4.0, -1.0]], readout=[2.0, 1.0])
+    >>> import torch
+    >>> from torch import nn
+    >>> import conductance as cd
+    >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False)).double()
+    >>> weights = {"0.weight": torch.tensor([[1.0, 3.0], [4.0, -1.0]]), "1.weight": torch.tensor([[2.0, 1.0]])}
+    >>> _ = model.load_state_dict(weights)
+    >>> x = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
+    >>> flow = cd.conductance_flow(model, x, "0", target=0, feature_groups=torch.tensor([0, 1]))
     >>> graph = flow_graph(flow)
-    >>> graph.edges[("(input)", 1), ("h", 0)]
-    {'flow': 12.0, 'error': 0.0, 'share': 0.8571428571428571}
-    >>> graph.nodes["h", 0]
-    {'layer': 'h', 'unit': 0, 'conductance': 14.0, 'layer_index': 1, 'position': (1.0, 0.0)}
+    >>> edge, node = graph.edges[("(input)", 1), ("0", 0)], graph.nodes["0", 0]
+    >>> round(edge["flow"], 6), round(edge["share"], 6)  # 2 · 3 · 2, of 12 and -2
+    (12.0, 0.857143)
+    >>> round(node["conductance"], 6), node["layer_index"], node["position"]
+    (14.0, 1, (1.0, 0.0))
     >>> graph.graph["output_change"]
     16.0
     """
@@ -139,13 +146,19 @@ def compare_graphs(a: "nx.DiGraph", b: "nx.DiGraph") -> "pd.DataFrame":
 
     Examples
     --------
-    >>> from conductance.analysis._linear_flow import linear_flow
-    >>> flow = linear_flow([[1.0, 2.0], [1.0, 0.0]])
-    >>> compare_graphs(flow_graph(flow, 0), flow_graph(flow, 1)).head(3)
-      from_layer  from_unit  to_layer to_unit  flow_a  flow_b  difference
-    0    (input)          1         h       0    12.0     0.0       -12.0
-    1          h          0  (target)  target    14.0     2.0       -12.0
-    2    (input)          1         h       1    -2.0     0.0         2.0
+    >>> import torch
+    >>> from torch import nn
+    >>> import conductance as cd
+    >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False)).double()
+    >>> weights = {"0.weight": torch.tensor([[1.0, 3.0], [4.0, -1.0]]), "1.weight": torch.tensor([[2.0, 1.0]])}
+    >>> _ = model.load_state_dict(weights)
+    >>> x = torch.tensor([[1.0, 2.0], [2.0, 0.0]], dtype=torch.float64)
+    >>> flow = cd.conductance_flow(model, x, "0", target=0, feature_groups=torch.tensor([0, 1]))
+    >>> compare_graphs(flow_graph(flow, 0), flow_graph(flow, 1)).round(6).head(3)
+      from_layer from_unit  to_layer to_unit  flow_a  flow_b  difference
+    0    (input)         1         0       0    12.0     0.0       -12.0
+    1          0         0  (target)  target    14.0     4.0       -10.0
+    2          0         1  (target)  target     2.0     8.0         6.0
     """
     import pandas as pd
 

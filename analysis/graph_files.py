@@ -46,9 +46,12 @@ def write_graph(graph: "nx.DiGraph", path: str | Path) -> None:
     --------
     >>> from pathlib import Path
     >>> from tempfile import TemporaryDirectory
-    >>> from conductance.analysis._linear_flow import linear_flow
+    >>> import torch
+    >>> from torch import nn
+    >>> import conductance as cd
     >>> from conductance.analysis.graph import flow_graph
-    >>> graph = flow_graph(linear_flow())
+    >>> model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    >>> graph = flow_graph(cd.conductance_flow(model, torch.ones(5, 3), "1", target=0))
     >>> with TemporaryDirectory() as folder:
     ...     file = Path(folder) / "flow.graphml"
     ...     write_graph(graph, file)

@@ -107,15 +107,22 @@ def strongest_paths(
 
     Examples
     --------
-    >>> from conductance.analysis._linear_flow import linear_flow
+    >>> import torch
+    >>> from torch import nn
+    >>> import conductance as cd
     >>> from conductance.analysis.graph import flow_graph
-    >>> graph = flow_graph(linear_flow())
+    >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False)).double()
+    >>> weights = {"0.weight": torch.tensor([[1.0, 3.0], [4.0, -1.0]]), "1.weight": torch.tensor([[2.0, 1.0]])}
+    >>> _ = model.load_state_dict(weights)
+    >>> x = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
+    >>> flow = cd.conductance_flow(model, x, "0", target=0, feature_groups=torch.tensor([0, 1]))
+    >>> graph = flow_graph(flow)
     >>> for path in strongest_paths(graph, k=2):
-    ...     print(path.score, path.flows, path.sign, path.nodes[:2])
-    12.0 (12.0, 14.0) 1 (('(input)', 1), ('h', 0))
-    2.0 (2.0, 14.0) 1 (('(input)', 0), ('h', 0))
+    ...     print(path, path.sign, [round(flow, 6) for flow in path.flows])
+    FlowPath((input) 1 → 0 0 → (target) target, score 12) 1 [12.0, 14.0]
+    FlowPath((input) 0 → 0 0 → (target) target, score 2) 1 [2.0, 14.0]
     >>> strongest_paths(graph, k=1, by="product", source=("(input)", 0))
-    [FlowPath((input) 0 → h 1 → (target) target, score 0.6667)]
+    [FlowPath((input) 0 → 0 1 → (target) target, score 0.6667)]
     """
     check_graph(graph)
     check_choice("by", by, ("bottleneck", "product"))
@@ -178,13 +185,21 @@ def backbone(graph: "nx.DiGraph", share: float = 0.8) -> "nx.DiGraph":
 
     Examples
     --------
-    >>> from conductance.analysis._linear_flow import linear_flow
+    >>> import torch
+    >>> from torch import nn
+    >>> import conductance as cd
     >>> from conductance.analysis.graph import flow_graph
-    >>> small = backbone(flow_graph(linear_flow()), share=0.7)
+    >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False)).double()
+    >>> weights = {"0.weight": torch.tensor([[1.0, 3.0], [4.0, -1.0]]), "1.weight": torch.tensor([[2.0, 1.0]])}
+    >>> _ = model.load_state_dict(weights)
+    >>> x = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
+    >>> flow = cd.conductance_flow(model, x, "0", target=0, feature_groups=torch.tensor([0, 1]))
+    >>> small = backbone(flow_graph(flow), share=0.7)
     >>> list(small.edges)
-    [(('(input)', 1), ('h', 0)), (('h', 0), ('(target)', 'target'))]
-    >>> small.graph["backbone"]
-    {'share': 0.7, 'carried': 0.75, 'paths': 1}
+    [(('(input)', 1), ('0', 0)), (('0', 0), ('(target)', 'target'))]
+    >>> told = small.graph["backbone"]
+    >>> told["paths"], round(told["carried"], 6)
+    (1, 0.75)
     """
     import networkx as nx
 

@@ -67,11 +67,15 @@ def plot_flow_graph(
 
     Examples
     --------
-    >>> from conductance.analysis._linear_flow import linear_flow
+    >>> import torch
+    >>> from torch import nn
+    >>> import conductance as cd
     >>> from conductance.analysis.graph import flow_graph
-    >>> ax = plot_flow_graph(flow_graph(linear_flow()))
+    >>> model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    >>> graph = flow_graph(cd.conductance_flow(model, torch.ones(5, 3), "1", target=0))
+    >>> ax = plot_flow_graph(graph)
     >>> [label.get_text() for label in ax.get_xticklabels()]
-    ['(input)', 'h', '(target)']
+    ['(input)', '1', '(target)']
     """
     check_graph(graph)
     _check_options(graph, min_share, limit)

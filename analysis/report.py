@@ -1,4 +1,4 @@
-"""One self-contained HTML file about a result: layers, top units, what they respond to, and how sure it is.
+"""One self-contained HTML file about a result: layers, top units, their responses, flows, and how sure it is.
 
 Pictures and style are part of the file; it needs no network and no JavaScript. Whatever comes from the model
 or the caller is escaped.
@@ -9,9 +9,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from conductance.analysis._report_flows import check_flows, check_neurons, flow_part, pixels_part
 from conductance.analysis._report_parts import classes_part, facts_of, layers_part, units_part
 from conductance.analysis._values import check_top, unit_values
 from conductance.analysis.ranking import chosen_layers
+from conductance.flow_results import ConductanceFlow
+from conductance.neuron_results import NeuronConductance
 from conductance.results import TotalConductance
 
 
@@ -26,6 +29,8 @@ def write_report(
     images: Any = None,
     captions: Sequence[str] | None = None,
     groups: Sequence[int] | Sequence[str] | None = None,
+    flows: Mapping[str, ConductanceFlow] | None = None,
+    neurons: Mapping[int, NeuronConductance] | None = None,
     code: str | None = None,
     progress: bool = False,
 ) -> Path:
@@ -52,6 +57,12 @@ def write_report(
         Text for each example; None is its number.
     groups
         The class of each example: adds the top unit of each class, in the last of ``layers``.
+    flows
+        Of the same model: a title and what `conductance.conductance_flow` returned, each drawn as the mean over its
+        examples, with its strongest paths.
+    neurons
+        Numbers of examples and what `conductance.neuron_conductance` returned for each of them alone, without
+        feature groups: which elements of the image feed these units. Needs ``images``.
     code
         The call that made the result, to be shown.
     progress
@@ -65,10 +76,10 @@ def write_report(
     Raises
     ------
     TypeError
-        If ``result`` is not a result or ``top`` not a whole number.
+        If ``result`` is not a result, ``top`` not a whole number, or ``flows`` or ``neurons`` hold something else.
     ValueError
-        If ``layers`` is empty, ``top`` below 1, no example is finished, or ``images``, ``captions`` or
-        ``groups`` do not have one entry for each example.
+        If ``layers`` is empty, ``top`` below 1, no example is finished, ``images``, ``captions`` or ``groups`` do
+        not have one entry for each example, or ``neurons`` do not fit an image.
     KeyError
         If there is no such layer.
     OSError
@@ -95,9 +106,12 @@ def write_report(
     captions = [f"example {number}" for number in range(len(result.status))] if captions is None else captions
     for argument, value in (("images", images), ("captions", captions), ("groups", groups)):
         _check_length(argument, value, len(result.status))
+    flows, neurons = flows or {}, neurons or {}
+    check_flows(flows)
+    check_neurons(neurons, images)
     page: dict[str, Any] = {"title": title, "code": code, "ranked": names[-1], "classes": []}
     page["facts"] = {**(facts or {}), **facts_of(result, found.left_out)}
-    with tqdm(total=len(names) + 2, desc="report", unit="part", disable=not progress) as bar:
+    with tqdm(total=len(names) + len(flows) + 3, desc="report", unit="part", disable=not progress) as bar:
         page["layers"] = layers_part(result)
         bar.update()
         page["units"] = []
@@ -107,6 +121,12 @@ def write_report(
         if groups is not None:
             page["classes"] = classes_part(result, names[-1], groups, images, captions)
         bar.update()
+        page["pixels"] = [pixels_part(number, found, images, captions) for number, found in neurons.items()]
+        bar.update()
+        page["flows"] = []
+        for heading, flow in flows.items():
+            page["flows"].append(flow_part(heading, flow))
+            bar.update()
     return _written(Path(path), _rendered(page))
 
 

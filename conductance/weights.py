@@ -114,7 +114,7 @@ def weight_conductance(
         run = Run(ready, rules, n_steps)
         nodes = run.keep_rules()
         interrupted = run.execute(progress)
-        pilot = run.result({})
+        pilot = run.result(settings_of(ready, rules, n_steps, target, baselines))
         work = _Work(ready, run, rules, modules, adaptive=n_steps is None)
         interrupted = interrupted or work.execute(nodes, pilot, progress)
     settings = {

@@ -1,6 +1,7 @@
 """The command, its options and the demonstration behind it."""
 
 import builtins
+import dataclasses
 import re
 from importlib import metadata
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 import conductance as cd
-from conductance.analysis import demo
+from conductance.analysis import demo, digits
 from conductance.analysis.cli import app
 
 pytest.importorskip("sklearn", reason="the demonstration needs scikit-learn")
@@ -29,8 +30,8 @@ def plain(result: Result) -> str:
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Train for one epoch."""
-    train = demo.train
-    monkeypatch.setattr(demo, "train", lambda digits, **options: train(digits, **{**options, "epochs": 1}))
+    train = digits.train
+    monkeypatch.setattr(demo, "train", lambda data, **options: train(data, **{**options, "epochs": 1}))
 
 
 def test_version(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,11 +61,18 @@ def test_demo_writes_a_report_and_says_where(tmp_path: Path, monkeypatch: pytest
     text = report.read_text(encoding="utf-8")
     for part in ("images = test_images[:12]", "rtol=0.1", "Top units of relu2", "Top unit of each class in relu2"):
         assert part in text
+    for part in ("one image, recognised as", "Strongest paths", "Which pixels feed units of relu2"):
+        assert part in text
     total = cd.load(report.with_name("result.safetensors"))
     assert isinstance(total, cd.TotalConductance)
     assert total.layers == ["conv1", "relu1", "pool1", "conv2", "relu2", "pool2", "flatten", "fc"]
     assert len(total.status) == 12
-    assert report.with_name("picture.png").stat().st_size < 200_000
+    flow = cd.load(report.with_name("flow.safetensors"))
+    assert isinstance(flow, cd.ConductanceFlow)
+    assert flow.layers == ["relu1", "relu2", "fc"]
+    assert f"mean of {flow.batch} images recognised as {flow.units['fc'][0]}" in text
+    for picture in ("picture.png", "flow.png"):
+        assert report.with_name(picture).stat().st_size < 200_000
 
 
 @pytest.mark.usefixtures("short")
@@ -79,8 +87,9 @@ def test_a_tolerance_out_of_reach_is_told(tmp_path: Path) -> None:
 def test_demo_of_one_image_with_progress(tmp_path: Path) -> None:
     result = run("demo", "--images", "1", "--rtol", "0.1", "--output", str(tmp_path / "a" / "b"))
     assert result.exit_code == 0, result.output
-    assert (tmp_path / "a" / "b" / "report.html").exists()
-    for bar in ("training", "conductance", "report"):
+    text = (tmp_path / "a" / "b" / "report.html").read_text(encoding="utf-8")
+    assert "mean of 1 image recognised as" in text
+    for bar in ("training", "conductance", "flow", "neurons", "report"):
         assert f"{bar}: " in result.stderr
     assert "training" not in result.stdout
 
@@ -146,17 +155,46 @@ def test_without_scikit_learn_the_extra_is_named(monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_interrupted_explanation_gives_no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    digits = demo.load_digits()
-    model = demo.digit_net().eval()
+    model = digits.digit_net().eval()
     monkeypatch.setattr(demo, "total_conductance", lambda *_, **__: type("R", (), {"status": ("interrupted",)}))
     with pytest.raises(KeyboardInterrupt):
-        demo.explain(model, digits.test_images[:2])
+        demo.explain(model, torch.rand(2, 1, 8, 8))
+
+
+@pytest.mark.parametrize("function", ["conductance_flow", "neuron_conductance"])
+def test_an_interrupted_flow_gives_no_report(monkeypatch: pytest.MonkeyPatch, function: str) -> None:
+    original = getattr(demo, function)
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        found = original(*arguments, **options)
+        return dataclasses.replace(found, status=("interrupted",) * len(found.status))
+
+    monkeypatch.setattr(demo, function, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        demo.explain_flows(digits.digit_net().eval(), torch.rand(2, 1, 8, 8), rtol=0.3)
+
+
+def test_flows_are_of_the_digit_that_is_found_most_often() -> None:
+    model = digits.digit_net().eval()
+    images = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    images[::3] *= 0.2
+    with torch.no_grad():
+        predicted = model(images).argmax(1)
+    flows = demo.explain_flows(model, images, rtol=0.3)
+    counts = predicted.bincount()
+    assert counts[flows.digit] == counts.max()
+    assert flows.example == int((predicted == flows.digit).nonzero()[0])
+    assert flows.one.batch == len(flows.pixels.status) == 1
+    assert flows.whole.batch == min(int(counts.max()), demo.OF_CLASS)
+    assert flows.one.units["fc"] == [flows.digit, "rest"]
+    assert flows.pixels.neurons == flows.one.units["relu2"][: demo.FED]
+    assert torch.allclose(flows.one.output, flows.whole.output[:1])
 
 
 def test_training_repeats_and_leaves_the_random_state() -> None:
-    digits = demo.load_digits(5)
+    data = digits.load_digits(5)
     state = torch.get_rng_state()
-    models = [demo.train(digits, epochs=1, seed=seed) for seed in (5, 5, 6)]
+    models = [digits.train(data, epochs=1, seed=seed) for seed in (5, 5, 6)]
     assert torch.equal(torch.get_rng_state(), state)
     first, second, other = (model.state_dict()["conv2.weight"] for model in models)
     assert torch.equal(first, second)
@@ -165,17 +203,20 @@ def test_training_repeats_and_leaves_the_random_state() -> None:
 
 
 def test_the_code_that_the_report_shows_runs() -> None:
-    names: dict[str, Any] = {"model": demo.digit_net().eval(), "test_images": demo.load_digits().test_images}
-    exec(demo.CALL.format(count=2, rtol=0.1), names)
+    names: dict[str, Any] = {"model": digits.digit_net().eval(), "test_images": digits.load_digits().test_images}
+    exec(demo.CALL.format(count=2, rtol=0.1, **demo.ASKED), names)
     assert len(names["total"].status) == 2
     assert names["total"].settings["rtol"] == 0.1
     assert set(names["units"]["layer"]) == {"relu2"}
+    assert names["flow"].batch == len(names["of_digit"]) >= 1
+    assert names["flow"].settings["rtol"] == names["pixels"].settings["rtol"] == 0.1
+    assert len(names["pixels"].neurons) == demo.FED
 
 
 def test_digits_are_split_by_the_seed() -> None:
-    first, second = demo.load_digits(1), demo.load_digits(2)
+    first, second = digits.load_digits(1), digits.load_digits(2)
     assert first.train_images.shape == (1297, 1, 8, 8)
-    assert first.test_images.shape == (demo.TEST_IMAGES, 1, 8, 8)
+    assert first.test_images.shape == (digits.TEST_IMAGES, 1, 8, 8)
     assert float(first.train_images.max()) == 1.0
     assert not torch.equal(first.test_labels, second.test_labels)
 

@@ -11,10 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conductance.analysis import backbone, compare_graphs, flow_graph, strongest_paths
-from conductance.analysis._linear_flow import linear_flow
 from conductance.analysis.graph import GAP_LAYERS
 from conductance.flow_results import SINK, SOURCE
-from tests.analysis.flows import EXAMPLES, INPUTS, LAYERS, SKIPS, random_flow
+from tests.analysis.flows import EXAMPLES, INPUTS, LAYERS, SKIPS, linear_flow, random_flow
 
 TARGET = (SINK, "target")
 seeds = st.integers(0, 2**32)

@@ -14,9 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conductance.analysis import backbone, flow_graph, read_graph, strongest_paths, write_graph
-from conductance.analysis._linear_flow import linear_flow
 from conductance.flow_results import REST
-from tests.analysis.flows import LAYERS, random_flow
+from tests.analysis.flows import LAYERS, linear_flow, random_flow
 
 SUFFIXES = (".graphml", ".json")
 both = pytest.mark.parametrize("suffix", SUFFIXES)

@@ -13,10 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conductance.analysis import backbone, flow_graph, strongest_paths
-from conductance.analysis._linear_flow import linear_flow
 from conductance.analysis.graph import GAP_LAYERS, node_key
 from conductance.flow_results import SINK, SOURCE
-from tests.analysis.flows import EXAMPLES, random_flow
+from tests.analysis.flows import EXAMPLES, linear_flow, random_flow
 
 TARGET = (SINK, "target")
 seeds = st.integers(0, 2**32)

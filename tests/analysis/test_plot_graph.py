@@ -13,11 +13,10 @@ from matplotlib.figure import Figure
 
 from conductance.analysis import backbone, flow_graph, plot_flow_graph
 from conductance.analysis._graph_layout import wrapped
-from conductance.analysis._linear_flow import linear_flow
 from conductance.analysis.graph import GAP_LAYERS
 from conductance.analysis.plots import NEGATIVE, POSITIVE
 from conductance.flow_results import SOURCE
-from tests.analysis.flows import random_flow
+from tests.analysis.flows import linear_flow, random_flow
 
 LONG = [f"encoder.blocks.{n}.attention.output.dense{n}" for n in range(8)]
 
