@@ -201,7 +201,6 @@ class _Work:
         rules, examples = self.rules, sorted({path // self.ready.path.per_example for path in nodes})
         for round_ in range(1, ROUNDS + 1):
             self._replay(nodes, progress)
-            self.ratios = {name: self._ratio(sums) for name, sums in self.sums.items()}
             ratio = min(self.ratios.values())
             spent = int(self.spent.max(initial=0))
             room = self.rules.max_evaluations - spent
@@ -248,6 +247,8 @@ class _Work:
                 if len(done) + len(done_before) >= len(self.done):
                     found = {name: one.result() for name, one in sums.items()}
                     self.sums = {name: one + before[name] for name, one in found.items()} if before else found
+                    if before is None:
+                        self.ratios = {name: self._ratio(one) for name, one in found.items()}
                     self.done = [*done_before, *done]
 
     def _add(self, batch: Rows, sums: dict[str, WeightSums]) -> None:
