@@ -97,6 +97,7 @@ def weight_conductance(
     --------
     ``F = 2 h_0 - h_1`` with ``h_0 = x_0 + x_1`` and ``h_1 = 3 x_1``, from zero to (1, 2), by hand:
 
+    >>> from torch import nn
     >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False)).double()
     >>> _ = model[0].weight.data.copy_(torch.tensor([[1.0, 1.0], [0.0, 3.0]]))
     >>> _ = model[1].weight.data.copy_(torch.tensor([[2.0, -1.0]]))

@@ -16,7 +16,7 @@ NETS: dict[str, tuple[nn.Module, Tensor, list[str], list[str]]] = {
     "attention": (seeded(AttentionNet), normal(3, 5, 6), ["out", "up", "down", "head"], ["query", "key", "value"]),
     "residual": (seeded(ResidualNet), normal(3, 7), ["stem", "down1", "down2", "head"], []),
 }
-HOW = [{"n_steps": 2}, {"n_steps": 6}, {"n_steps": 40}, {"rtol": 1e-2}]
+HOW = [{"n_steps": 2}, {"n_steps": 6}, {"n_steps": 40}, {"rtol": 5e-2}]
 
 
 def _baselines(inputs: Tensor) -> list[Any]:

@@ -125,7 +125,8 @@ def literal(
             # The loop over the second node, taken inside, for the positions are many.
             rise = sum((float(weights[k, n]) * before for n, (before, _) in enumerate(rows)), torch.zeros(()).to(v))
             found += positions(rise, v, module)
-    return found * module.weight
+    whole: Tensor = found * module.weight
+    return whole
 
 
 CONVOLUTIONS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
