@@ -84,6 +84,9 @@ def test_neither_order_nor_other_layers_nor_batches_matter(name: str) -> None:
     assert (together.count, together.evaluations) == (4, whole.evaluations)
     assert together.output_change == pytest.approx(whole.output_change, rel=1e-12)
     for layer in layers:
+        signed, square = parts[0].error_parts[layer]
+        torch.testing.assert_close(square, signed**2, rtol=1e-9, atol=0.0)
+        assert float(square.sum()) > 0 or layer == "head"
         gap = (together.error(layer) - whole.error(layer)).abs().sum()
         assert float(gap) <= 1e-6 * float(whole.error(layer).sum()) + 1e-14
         torch.testing.assert_close(together.mean(layer), whole[layer] / 4)
