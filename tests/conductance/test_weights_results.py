@@ -152,7 +152,7 @@ def _interrupted(
 
     model = seeded(lambda: nn.Sequential(nn.Linear(4, 6), activation(), nn.Linear(6, 3))).requires_grad_()
     inputs = normal(batch, 4, seed=2)
-    found = weight_conductance(model, inputs, target=target, internal_batch_size=rows, n_steps=5)
+    found = weight_conductance(model, inputs, target=target, internal_batch_size=rows, n_steps=5, atol=1e3)
     assert_untouched(model)
     return found, model, inputs
 
@@ -173,7 +173,7 @@ def test_an_interrupt_in_the_second_run_keeps_what_is_finished(
             assert found.converged == 0
             assert float(found["0"].abs().max()) == 0.0
             continue
-        first = weight_conductance(model, inputs[: found.count], target=0, n_steps=5)
+        first = weight_conductance(model, inputs[: found.count], target=0, n_steps=5, atol=1e3)
         assert found.converged == first.converged
         assert found.output_change == pytest.approx(first.output_change, rel=1e-12)
         for layer in first:
