@@ -100,7 +100,11 @@ class WeightConductance(Mapping[str, Tensor]):
     settings: dict[str, JSON]
 
     def __post_init__(self) -> None:
-        """Copy the settings in the form that a file keeps."""
+        """Check the shapes, and copy the settings in the form that a file keeps."""
+        for name, info in self.info.items():
+            found = tuple(self.conductance[name].shape), tuple(self.error_parts[name].shape)
+            if found != (info.shape, (2, *info.shape)):
+                raise ValueError(f"{name!r} has tensors of shapes {found}, expected {info.shape} and 2 of them")
         object.__setattr__(self, "settings", as_json(self.settings))
 
     def __getitem__(self, layer: str) -> Tensor:
@@ -138,13 +142,12 @@ class WeightConductance(Mapping[str, Tensor]):
         Raises
         ------
         ValueError
-            If the layers or their weights differ.
+            If the layers or their weights differ; the message names them.
         """
         if not isinstance(other, WeightConductance):
             return NotImplemented
         if self.info != other.info:
-            msg = f"these results are of different layers: {list(self.info.values())} and {list(other.info.values())}"
-            raise ValueError(msg)
+            raise ValueError(f"these results are of different layers and do not add up: {_difference(self, other)}")
         return WeightConductance(
             conductance={name: one + other[name].to(one) for name, one in self.conductance.items()},
             error_parts={name: one + other.error_parts[name].to(one) for name, one in self.error_parts.items()},
@@ -173,19 +176,20 @@ class WeightConductance(Mapping[str, Tensor]):
     def error(self, layer: str) -> Tensor:
         """Estimated absolute error of the sum over examples, like the weight."""
         self[layer]
-        signed, square = self.error_parts[layer]
-        return torch.maximum(signed.abs(), 2.0 * square.clamp(min=0.0).sqrt())
+        return error_of(*self.error_parts[layer])
 
     def per_output(self, layer: str) -> Tensor:
         """Sum over the weights into each output unit, ``(outputs,)``: the units' total conductance behind the layer."""
-        return self.info[layer].ends(self[layer])[0]
+        values = self[layer]
+        return self.info[layer].ends(values)[0]
 
     def per_input(self, layer: str) -> Tensor:
         """Sum over the weights out of each input unit, ``(inputs,)``.
 
         The inputs' total conductance, if the layer is the only one that reads them; else its share of it.
         """
-        return self.info[layer].ends(self[layer])[1]
+        values = self[layer]
+        return self.info[layer].ends(values)[1]
 
     def to_dataframe(self, layer: str | None = None, *, top: int | None = None) -> pd.DataFrame:
         """One row a weight.
@@ -206,6 +210,10 @@ class WeightConductance(Mapping[str, Tensor]):
         import numpy as np
         import pandas as pd
 
+        if top is not None and (isinstance(top, bool) or not isinstance(top, int)):
+            raise TypeError(f"top is {top!r}; expected a whole number of weights, or None for all")
+        if top is not None and top < 1:
+            raise ValueError(f"top is {top}; expected at least 1, or None for all weights")
         tables = []
         for name in self if layer is None else [layer]:
             values = wide(self[name]).cpu().numpy().reshape(-1)
@@ -252,6 +260,22 @@ class WeightConductance(Mapping[str, Tensor]):
             return WeightConductance(**parts, **numbers, info=info, settings=content["settings"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise _files.damaged(path, FORMAT, error) from error
+
+
+def error_of(signed: Tensor, square: Tensor) -> Tensor:
+    """Estimated absolute error from the sums of signed errors and of their squares."""
+    return torch.maximum(signed.abs(), 2.0 * square.clamp(min=0.0).sqrt())
+
+
+def _difference(one: WeightConductance, other: WeightConductance) -> str:
+    """The first few layers that differ."""
+    names = [name for name in {**one.info, **other.info} if one.info.get(name) != other.info.get(name)]
+    told = [f"{name!r} is {_told(one.info.get(name))} and {_told(other.info.get(name))}" for name in names[:3]]
+    return "; ".join(told) + (f"; and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _told(info: WeightInfo | None) -> str:
+    return "missing" if info is None else f"{info.module_type} {info.shape}"
 
 
 _NUMBERS = ("count", "converged", "evaluations", "output_change", "unattributed")

@@ -7,27 +7,30 @@ the increments of the input along the path in place of the input.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from conductance._reporting import settings_of, warn
 from conductance._requests import checked_rules
-from conductance.hooks import HookPoint, LayerSpec, Selection, select
+from conductance._weight_layers import WeightLayers
+from conductance.errors import ConvergenceWarning
+from conductance.hooks import HookPoint, LayerSpec
 from conductance.path import Baseline, Inputs
 from conductance.quadrature import PathRule
 from conductance.refinement import Rules
 from conductance.replay import Rows, held_calls, packed
 from conductance.results import TotalConductance
 from conductance.running import Prepared, Run, prepared
-from conductance.sums import wide_dtype
 from conductance.targets import Target
-from conductance.weighing import has_weights, products, weight_info
-from conductance.weight_results import WeightConductance
+from conductance.weighing import WeightSums, products, weight_info, weight_of
+from conductance.weight_results import WeightConductance, error_of
 
 #: Rounds of refinement after the nodes of total conductance have been run.
 ROUNDS = 4
@@ -58,6 +61,7 @@ def weight_conductance(
     layers
         Linear layers and convolutions (transposed ones too, and output projections that share an embedding's weight),
         named as for total conductance. None is all of them. The calls of a layer that runs several times are summed.
+        A class that changes what a linear layer does (its own ``forward``) is left out, or refused if it is named.
     rtol, atol, n_steps, max_evaluations, internal_batch_size, on_train, progress
         As for total conductance. The tolerance holds for the units at both ends of each layer, and for ``Σ|error|``
         of its weights, summed over the batch, against ``Σ|E|``.
@@ -74,6 +78,11 @@ def weight_conductance(
     ConductanceError
         As for total conductance.
 
+    Warns
+    -----
+    ConvergenceWarning
+        If examples do not converge to a tolerance, as for total conductance, or the weights of those that do.
+
     Notes
     -----
     It is conserved at both ends: the weights into a unit sum to the unit's total conductance (a bias has none, for it
@@ -88,6 +97,7 @@ def weight_conductance(
     --------
     ``F = 2 h_0 - h_1`` with ``h_0 = x_0 + x_1`` and ``h_1 = 3 x_1``, from zero to (1, 2), by hand:
 
+    >>> from torch import nn
     >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False)).double()
     >>> _ = model[0].weight.data.copy_(torch.tensor([[1.0, 1.0], [0.0, 3.0]]))
     >>> _ = model[1].weight.data.copy_(torch.tensor([[2.0, -1.0]]))
@@ -100,11 +110,11 @@ def weight_conductance(
     """
     started = time.perf_counter()
     rules = checked_rules(rtol, atol, n_steps, max_evaluations, internal_batch_size)
-    asked, modules = _weighted(select(model, layers), layers)
+    request = WeightLayers(model, layers)
     with prepared(
-        model,
+        request.model,
         inputs,
-        asked,
+        request.points,
         target=target,
         baselines=baselines,
         additional_forward_args=additional_forward_args,
@@ -112,138 +122,165 @@ def weight_conductance(
         most=rules.rows,
     ) as ready:
         run = Run(ready, rules, n_steps)
+        work = _Work(ready, run, rules, request)
         nodes = run.keep_rules()
         interrupted = run.execute(progress)
         pilot = run.result(settings_of(ready, rules, n_steps, target, baselines))
-        work = _Work(ready, run, rules, modules, adaptive=n_steps is None)
-        interrupted = interrupted or work.execute(nodes, pilot, progress)
+        interrupted |= work.execute(nodes, pilot, progress, adaptive=n_steps is None and not interrupted)
     settings = {
         "quantity": "weight_conductance",
-        **settings_of(ready, rules, n_steps, target, baselines),
+        **pilot.settings,
+        "left_out": request.left_out(work.modules),
         "internal_batch_size": run.rows,
         "interrupted": interrupted,
         "seconds": round(time.perf_counter() - started, 3),
     }
+    result = work.result(pilot, settings)
     warn(pilot, rules, n_steps)
-    return work.result(pilot, settings)
+    if n_steps is None and not interrupted:
+        _warn(result, work.ratios, rules)
+    return result
 
 
-def _weighted(selection: Selection, layers: LayerSpec) -> tuple[list[HookPoint], dict[str, nn.Module]]:
-    """Points at both ends of the layers that have weights, and their modules."""
-    modules = {name: module for name, module in selection.modules.items() if has_weights(module)}
-    several = layers if isinstance(layers, (list, tuple)) else [layers]
-    plain = [one for one in several if isinstance(one, (HookPoint, nn.Module)) or _is_name(one)]
-    asked = {point.module for point in selection.points}
-    others = [name for name in asked if name not in modules]
-    if not modules or (plain and len(plain) == len(several) and others):
-        told = ", ".join(f"{name!r} ({type(selection.modules[name]).__name__})" for name in others[:5])
-        raise ValueError(
-            f"layers names {told or 'nothing'}, which has no weight between an input and an output; expected linear "
-            "layers or convolutions"
+def _warn(result: WeightConductance, ratios: dict[str, float], rules: Rules) -> None:
+    """Say which weights miss the tolerance though their units keep it."""
+    bad = [name for name, ratio in ratios.items() if ratio < 1.0]
+    if bad:
+        told = ", ".join(f"{name!r} {rules.rtol / ratios[name]:.1e}" for name in bad[:3])
+        warnings.warn(
+            f"the weights of {len(bad)} of {len(result)} layers did not converge to rtol={rules.rtol:g}, though their "
+            f"units did; estimated error by layer: {told}. Raise max_evaluations or rtol, or use float64",
+            ConvergenceWarning,
+            stacklevel=3,
         )
-    return [HookPoint(name, side=side) for name in modules for side in ("in", "out")], modules
-
-
-def _is_name(one: Any) -> bool:
-    return isinstance(one, str) and not any(sign in one for sign in "*?")
 
 
 class _Work:
-    """The second run: products along the nodes that total conductance found."""
+    """The second run: products along the nodes that total conductance found, then finer where the tolerance needs it.
 
-    def __init__(
-        self, ready: Prepared, run: Run, rules: Rules, modules: dict[str, nn.Module], *, adaptive: bool
-    ) -> None:
+    Examples that total conductance did not settle come last and only once: nothing is refined for their sake.
+    """
+
+    def __init__(self, ready: Prepared, run: Run, rules: Rules, request: WeightLayers) -> None:
         self.ready = ready
         self.run = run
         self.rules = rules
-        self.adaptive = adaptive
         self.ends: dict[str, list[tuple[int, int]]] = {}
         numbers = {(info.point.module, info.point.call, info.point.side): n for n, info in enumerate(run.points)}
         for (name, call, side), number in numbers.items():
             before = numbers.get((name, call, "in"))
             if side == "out" and before is not None:
                 self.ends.setdefault(name, []).append((before, number))
-        self.modules = {name: modules[name] for name in self.ends}
+        missing = [name for name in request.modules if name not in self.ends]
+        bad = [HookPoint(name).name for name in missing if name in request.named or not self.ends]
+        if bad:
+            raise ValueError(
+                f"layers names {', '.join(map(repr, bad[:5]))}, whose input and output do not both have the examples "
+                "along their first axis, or which did not run as a module"
+            )
+        self.modules = {name: request.modules[name] for name in self.ends}
         self.spent = np.zeros(ready.path.batch, dtype=np.int64)
-        self.sums: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {name: WeightSums(module).result() for name, module in self.modules.items()}
         self.done: list[int] = []
-        self.within = False
+        self.ratios = dict.fromkeys(self.modules, np.inf)
 
-    def execute(self, nodes: dict[int, PathRule], pilot: TotalConductance, progress: bool) -> bool:
+    def execute(self, nodes: dict[int, PathRule], pilot: TotalConductance, progress: bool, *, adaptive: bool) -> bool:
         """Run to the end, or until the user interrupts; whether that happened."""
         self.spent += pilot.evaluations.cpu().numpy()
-        rules = self.rules
+        each, settled = self.ready.path.per_example, pilot.converged.tolist()
+        good = {path: rule for path, rule in nodes.items() if settled[path // each]}
+        rest = {path: rule for path, rule in nodes.items() if not settled[path // each]}
         try:
-            for _ in range(ROUNDS):
-                self._replay(nodes, progress)
-                ratio = self._ratio()
-                self.within = ratio >= 1.0
-                room = self.rules.max_evaluations - self.spent.max(initial=0)
-                if self.within or not self.adaptive or room < self.spent.max(initial=0):
-                    return False
-                rules = replace(rules, rtol=rules.rtol * float(np.clip(0.5 * ratio, 1 / 64, 0.5)))
-                run = Run(self.ready, rules, None)
-                nodes = run.keep_rules()
-                if run.execute(progress=False):
-                    return True
-                self.spent += run.collector.evaluations
+            self._refined(good, progress, adaptive=adaptive)
+            if rest:
+                self._replay(rest, progress, self.sums, self.done)
         except KeyboardInterrupt:
             return True
         return False
 
-    def _replay(self, nodes: dict[int, PathRule], progress: bool) -> None:
-        """Sum the products over all rows; an example counts when its last row is in."""
+    def _refined(self, nodes: dict[int, PathRule], progress: bool, *, adaptive: bool) -> None:
+        rules, examples = self.rules, sorted({path // self.ready.path.per_example for path in nodes})
+        for round_ in range(1, ROUNDS + 1):
+            self._replay(nodes, progress)
+            ratio = min(self.ratios.values())
+            spent = int(self.spent.max(initial=0))
+            room = self.rules.max_evaluations - spent
+            if ratio >= 1.0 or not adaptive or round_ == ROUNDS or room < spent:
+                return
+            rtol = rules.rtol * float(np.clip(0.5 * ratio, 1 / 64, 0.5))
+            rules = replace(rules, rtol=rtol, max_evaluations=max(5, room // 2))
+            run = Run(self.ready, rules, None)
+            finer = run.keep_rules()
+            interrupted = run.execute(progress=False, examples=examples)
+            self.spent += run.collector.evaluations
+            if interrupted:
+                raise KeyboardInterrupt
+            nodes = nodes | finer
+
+    def _replay(
+        self,
+        nodes: dict[int, PathRule],
+        progress: bool,
+        before: dict[str, Tensor] | None = None,
+        done_before: Sequence[int] = (),
+    ) -> None:
+        """Sum the products over all rows, to sums that there are; an example counts when its last row is in."""
         from tqdm.auto import tqdm
 
-        sums = {name: self._nothing(name) for name in self.modules}
-        open_ = {name: self._nothing(name) for name in self.modules}
+        sums = {name: WeightSums(module) for name, module in self.modules.items()}
         done: list[int] = []
         waiting: list[int] = []
         each = self.ready.path.per_example
-        with tqdm(total=self.ready.path.batch, desc="weights", unit="example", disable=not progress) as bar:
+        with tqdm(total=len(nodes) // each, desc="weights", unit="example", disable=not progress) as bar:
             try:
                 for pieces in packed(nodes, self.run.rows):
                     batch = Rows(pieces, each)
-                    for name, found in self._products(batch).items():
-                        open_[name] += found
+                    self._add(batch, sums)
                     np.add.at(self.spent, batch.paths // each, 1)
                     waiting += batch.complete
                     if batch.closes:
-                        for name, found in open_.items():
-                            sums[name] += found
-                            found.zero_()
+                        for one in sums.values():
+                            one.keep()
                         done += waiting
                         bar.update(len(waiting))
                         waiting = []
             finally:
-                if len(done) >= len(self.done):
-                    self.sums, self.done = sums, done
+                if len(done) + len(done_before) >= len(self.done):
+                    found = {name: one.result() for name, one in sums.items()}
+                    self.sums = {name: one + before[name] for name, one in found.items()} if before else found
+                    if before is None:
+                        self.ratios = {name: self._ratio(one) for name, one in found.items()}
+                    self.done = [*done_before, *done]
 
-    def _nothing(self, name: str) -> Tensor:
-        weight = self.modules[name].weight
-        assert isinstance(weight, Tensor)
-        return torch.zeros(3, *weight.shape, dtype=wide_dtype(weight.device), device=weight.device)
-
-    def _products(self, batch: Rows) -> dict[str, Tensor]:
-        """Value, signed error and its square of each weight, over some rows."""
-        found = {name: self._nothing(name)[:2] for name in self.modules}
+    def _add(self, batch: Rows, sums: dict[str, WeightSums]) -> None:
+        """Add the products of some rows, and those of the errors of each example."""
         calls = list(batch.calls(self.run.rows))
         increments: dict[int, tuple[Tensor, Tensor]] = {}
         for call, held in held_calls(self.run.engine, batch, self.run.rows):
             increments = increments or self._increments(batch, calls, held.tensors)
             gradients = held.backward()[1]
             for name, ends in self.ends.items():
-                for before, behind in ends:
-                    v = self._rows_first(behind, gradients[behind])
-                    if v is None or before not in increments:
-                        continue
-                    for row, part in enumerate(increments[before]):
-                        weight = self.modules[name].weight
-                        assert isinstance(weight, Tensor)
-                        product = products(self.modules[name], part[call], v.to(part.dtype))
-                        found[name][row] += product.to(found[name].dtype) * weight.detach().to(found[name].dtype)
-        return {name: torch.cat([sums, sums[1:].square()]) for name, sums in found.items()}
+                own = [
+                    (increments[before], gradient)
+                    for before, behind in ends
+                    if (gradient := self._rows_first(behind, gradients[behind])) is not None and before in increments
+                ]
+                self._add_layer(name, own, batch, call, sums[name])
+
+    def _add_layer(
+        self, name: str, ends: list[tuple[tuple[Tensor, Tensor], Tensor]], batch: Rows, call: slice, sums: WeightSums
+    ) -> None:
+        module, last = self.modules[name], call.stop == len(batch.paths)
+        examples = batch.paths[call] // self.ready.path.per_example
+        starts = [0, *(np.flatnonzero(np.diff(examples)) + 1).tolist(), len(examples)]
+        for (value, _), gradient in ends:
+            sums.add(products(module, value[call], gradient.to(value.dtype)))
+        for start, stop in pairwise(starts):
+            rows = slice(call.start + start, call.start + stop)
+            for (_, error), gradient in ends:
+                sums.add_error(products(module, error[rows], gradient[start:stop].to(error.dtype)))
+            if last and int(examples[start]) in batch.complete:
+                sums.end_example()
 
     def _increments(
         self, batch: Rows, calls: list[slice], tensors: list[Tensor | None]
@@ -265,25 +302,23 @@ class _Work:
     def _rows_first(self, point: int, tensor: Tensor | None) -> Tensor | None:
         return None if tensor is None else tensor.movedim(self.run.points[point].point.batch_axis, 0)
 
-    def _ratio(self) -> float:
-        """Allowed over estimated error, of the worst layer."""
-        ratio = np.inf
-        for value, signed, square in self.sums.values():
-            error = float(torch.maximum(signed.abs(), 2.0 * square.sqrt()).sum())
-            if error > 0:
-                ratio = min(ratio, (self.rules.rtol * float(value.abs().sum()) + self.rules.atol) / error)
-        return float(ratio)
+    def _ratio(self, sums: Tensor) -> float:
+        """Allowed over estimated error of a layer."""
+        value, signed, square = sums
+        error = float(error_of(signed, square).sum())
+        return (self.rules.rtol * float(value.abs().sum()) + self.rules.atol) / error if error > 0 else np.inf
 
     def result(self, pilot: TotalConductance, settings: dict[str, Any]) -> WeightConductance:
         """The labelled result."""
-        dtypes = {name: torch.promote_types(self.modules[name].weight.dtype, torch.float32) for name in self.modules}  # type: ignore[arg-type]
+        names = {name: HookPoint(name).name for name in self.modules}
+        kinds = {name: torch.promote_types(weight_of(one).dtype, torch.float32) for name, one in self.modules.items()}
         good = [n for n in self.done if bool(pilot.converged[n])]
         return WeightConductance(
-            conductance={name: sums[0].to(dtypes[name]) for name, sums in self.sums.items()},
-            error_parts={name: sums[1:].to(dtypes[name]) for name, sums in self.sums.items()},
-            info={name: weight_info(name, module) for name, module in self.modules.items()},
+            conductance={names[name]: sums[0].to(kinds[name]) for name, sums in self.sums.items()},
+            error_parts={names[name]: sums[1:].to(kinds[name]) for name, sums in self.sums.items()},
+            info={names[name]: weight_info(names[name], module) for name, module in self.modules.items()},
             count=len(self.done),
-            converged=len(good) if self.within else 0,
+            converged=len(good) if min(self.ratios.values()) >= 1.0 else 0,
             evaluations=int(self.spent.sum()),
             output_change=float(pilot.output_change[self.done].sum()),
             unattributed=float(pilot.unattributed[self.done].sum()),

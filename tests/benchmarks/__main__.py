@@ -11,11 +11,12 @@ import captum
 import torch
 import typer
 
-from tests.benchmarks import accuracy, captum_table, edges, finer, imports, memory, speed
+from tests.benchmarks import accuracy, captum_table, edges, finer, imports, memory, speed, weights
 from tests.benchmarks.tables import Table
 
 BENCHMARKS: dict[str, Callable[[bool], Iterable[Table]]] = {
     "speed": lambda quick: (measure(quick=quick) for measure in (speed.run, speed.run_captum)),
+    "weights": lambda quick: [weights.run(quick=quick)],
     "accuracy": lambda quick: accuracy.run(quick=quick),
     "memory": lambda quick: memory.run(quick=quick),
     "finer": lambda quick: finer.run(quick=quick),
