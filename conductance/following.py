@@ -85,6 +85,7 @@ class TwoRuns:
             return
         nodes, first, found = self._nodes, self._accepted(), list(self.pilot.status)
         path = self.ready.path
+        still = path.still.tolist()
         with tqdm(total=path.batch, desc=name, unit="example", disable=not self.progress) as bar:
             try:
                 for left in reversed(range(ROUNDS)):
@@ -93,7 +94,7 @@ class TwoRuns:
                         n = done.example
                         self.spent[n] += done.rows
                         ratio = take(done)
-                        missed = first[n] == "ok" and ratio < 1.0
+                        missed = first[n] == "ok" and ratio < 1.0 and not still[n]
                         room = self.rules.max_evaluations - self.spent[n]
                         if missed and left and self.adaptive and found[n] == "ok" and room > GROWTH * done.rows:
                             ratios[n] = ratio

@@ -64,7 +64,7 @@ class StraightPath:
     >>> path = StraightPath(torch.tensor([[2.0, 4.0]]), None)
     >>> path.rows(torch.tensor([0, 0]), torch.tensor([0.5, 1.0])).args[0]
     tensor([[1., 2.],
-            [2., 4.]], grad_fn=<ViewBackward0>)
+            [2., 4.]], grad_fn=<CloneBackward0>)
     """
 
     def __init__(self, inputs: Inputs, baselines: Baseline | list[Any], extra: tuple[Any, ...] = ()) -> None:
@@ -86,6 +86,15 @@ class StraightPath:
     def count(self) -> int:
         """Number of paths: examples times baselines."""
         return self.batch * self.per_example
+
+    @property
+    def still(self) -> Tensor:
+        """Whether an example is its own baseline, all of them: ``(batch,)`` bool."""
+        found = torch.ones(self.batch, dtype=torch.bool, device=self.device)
+        for key in self.moving:
+            for start in self.starts:
+                found &= (start[key] == self.ends[key]).reshape(self.batch, -1).all(1).to(self.device)
+        return found
 
     @property
     def device(self) -> torch.device:
@@ -118,7 +127,7 @@ class StraightPath:
             leaf = self._moved(key, paths, examples, alphas)
             leaf = leaf.requires_grad_() if tangents is None else make_dual(leaf, tangents[number])
             leaves.append(leaf)
-            entries[key] = leaf.view_as(leaf)  # so that a model may work on its input in place
+            entries[key] = leaf.clone()  # so that a model may work on its input in place
         args = tuple(entries[place] for place in range(len(self._positional)))
         return Rows(args, {name: entries[name] for name in self._named}, leaves)
 

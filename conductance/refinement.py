@@ -37,6 +37,8 @@ NARROW = 1e-6
 JUMP_WIDTH = 0.15
 #: The part of the path that holds jumps shrinks at least so much while the guard is patient.
 SHRINKING = 0.7
+#: A layer counts as settled if its conductance and its error together are below this part of the tolerance on the leaf.
+NOTHING = 1e-3
 #: Rounding error allowed for, in roundings of ``Σ|v||Δy|``.
 ROUNDINGS = 4.0
 
@@ -68,6 +70,7 @@ class Flight:
     example: int
     slot: int
     ends: tuple[float, float]
+    still: bool
     evaluations: int = 0
     residuals: list[float] = field(default_factory=list)
     widths: list[float] = field(default_factory=list)
@@ -84,6 +87,7 @@ class Figures:
     error: Floats
     limit: Floats
     floor: Floats
+    nothing: NDArray[np.bool_]
     magnitude: Floats
     factor: Floats
     residual: float
@@ -144,6 +148,7 @@ class Refinement:
         self._free = list(range(flights))[::-1]
         self._active: dict[int, Flight] = {}
         self._flight_of: dict[int, Flight] = {}
+        self._still = engine.path.still.tolist()
         self._rules: dict[int, PathRule] | None = None
 
     def keep_rules(self) -> dict[int, PathRule]:
@@ -165,7 +170,7 @@ class Refinement:
     def _admit(self, waiting: Iterator[int]) -> None:
         admitted = []
         for example in islice(waiting, len(self._free)):
-            flight = Flight(example, self._free.pop(), self.ends)
+            flight = Flight(example, self._free.pop(), self.ends, self._still[example])
             flight.works = [work for n in range(self._paths) for work in self._begin(flight, n)]
             self._active[flight.slot] = self._flight_of[example] = flight
             admitted.append(flight)
@@ -284,7 +289,7 @@ class Refinement:
         within = np.where(
             figures.floor < 0.5 * allowed, allowed - figures.floor, np.maximum(0.5 * allowed, figures.floor)
         )
-        precise = bool((figures.error <= within).all())  # what rounding hides is not worth a row
+        precise = bool((figures.nothing | (figures.error <= within)).all())  # what rounding hides is not worth a row
         unexplained = self.rules.rtol * figures.leaf_scale + figures.leaf_floor
         inner = figures.residual - float(figures.gap.sum())
         at_ends = jumps_at_ends(figures.gap, flight.ends, unexplained + 3 * figures.leaf_floor)
@@ -302,7 +307,7 @@ class Refinement:
                 return None
             status = "budget"
         asked = self.rules.rtol * figures.scale + self.rules.atol
-        settled = precise and attributed and bool((figures.error + figures.floor <= asked).all())
+        settled = precise and attributed and bool((figures.nothing | (figures.error + figures.floor <= asked)).all())
         if not status:
             status = "ok" if settled else "jump" if at_ends else self._why(slots, figures, asked)
         elif status in ("jump", "gradient") and abs(figures.residual) <= 16 * figures.leaf_floor and not at_ends:
@@ -336,11 +341,16 @@ class Refinement:
         missed = np.where(self._cuts, np.minimum(np.abs(total - leaf_total), np.abs(total - change)), 0.0)
         missed = np.append(missed, np.zeros(self._judged - self._layers))
         start, end = np.mean([flight.outputs.get(slot, flight.opened[slot][0]) for slot in slots], axis=0).tolist()
+        error = np.maximum(np.minimum(summary.estimate[row, layers], limit) * factor[layers], missed)
+        scale, rounded = summary.scale[row, layers], floor[layers]
+        exact = flight.still | ((scale == 0.0) & (error == 0.0))  # what does not move has no rounding either
+        error, rounded = np.where(exact, 0.0, error), np.where(exact, 0.0, rounded)
         return Figures(
-            scale=summary.scale[row, layers],
-            error=np.maximum(np.minimum(summary.estimate[row, layers], limit) * factor[layers], missed),
+            scale=scale,
+            error=error,
             limit=limit,
-            floor=floor[layers],
+            floor=rounded,
+            nothing=scale + error + rounded <= NOTHING * self.rules.rtol * leaf_scale,
             magnitude=magnitude[layers],
             factor=factor,
             residual=residual,

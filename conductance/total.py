@@ -101,6 +101,9 @@ def total_conductance(
 
     Notes
     -----
+    A layer whose ``Σ|C|`` and error are together below a thousandth of the tolerance on integrated gradients (it does
+    not move, or hardly matters) does not keep an example from converging.
+
     An evaluation is one row, forward and backward. A keyboard interrupt ends the run early: what is finished is
     returned, the rest is NaN with status "interrupted". Estimates are calibrated for whole layers; a single unit's
     error is above its ``unit_error`` for about one unit in twenty.
