@@ -46,7 +46,7 @@ LAYERS = ["fc", "act", "gate", "mix"]
 
 def _flow(function: Callable[[Tensor], Tensor], dtype: torch.dtype = torch.float64) -> ConductanceFlow:
     model = seeded(lambda: Jumping(function)).to(dtype)
-    return quiet_flow(model, X.to(dtype), LAYERS, top=2, target=0, max_evaluations=1500)
+    return quiet_flow(model, X.to(dtype), LAYERS, top=2, target=0, max_evaluations=3000)
 
 
 @pytest.mark.parametrize(("function", "status"), [(_top_k, "jump"), (_rounded, "budget")])
