@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
 from conductance import TotalConductance, total_conductance
+from conductance.engine import Engine, Nodes
 from tests.benchmarks import nets
 
 TARGET = 0
@@ -33,14 +35,20 @@ class Case:
         return lambda: total_conductance(self.model, self.inputs, self.points, target=TARGET, **options)
 
     def calls(self, run: Callable[[], TotalConductance]) -> tuple[list[int], TotalConductance]:
-        """Rows of each model call of a run, without the two rows of the probe, and its result."""
+        """Rows of each call of a run that go forward and backward, and its result.
+
+        The rows that try the model, and those at the ends of a path that go forward only, are not among them.
+        """
         sizes: list[int] = []
-        handle = self.model.register_forward_pre_hook(lambda _module, args: sizes.append(len(args[0])))
-        try:
+        engine_run = Engine.run
+
+        def noted(engine: Engine, paths: Any, *others: Any) -> Nodes:
+            sizes.append(len(paths))
+            return engine_run(engine, paths, *others)
+
+        with patch.object(Engine, "run", noted):
             result = run()
-        finally:
-            handle.remove()
-        return sizes[1:], result
+        return sizes, result
 
     def plain(self, sizes: list[int]) -> Callable[[], None]:
         """Forward and backward of rows on the same paths, in calls of these sizes: the gradient of the input alone."""
