@@ -140,8 +140,7 @@ def run(*, quick: bool = False) -> Table:
     repetitions = 3 if quick else 5
     text = (
         "The form alone: what gives all weights of a layer, against one pull-back for each of its units, at nodes that "
-        "are there. Then whole calls: all weights of a first layer by `weight_conductance` (two runs, probe, checks and "
-        "error "
+        "are there. Then whole calls: all weights of a first layer by `weight_conductance` (two runs, probe and error "
         "estimates counted) against pull-backs of its units, one after the other, at equal nodes: those of "
         "`neuron_conductance`, which counts and estimates as much, and plain `torch.autograd.grad` from the layer's "
         "output to its input, without any estimate. Pull-backs give no more than pairs of channels: the positions of "
