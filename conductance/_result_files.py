@@ -1,17 +1,13 @@
 """One result a file: safetensors for the tensors, and all else as JSON in its metadata."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from conductance import _files
 from conductance._result_examples import per_example_fields
 from conductance._result_layers import LayerInfo
 
@@ -24,48 +20,16 @@ VERSION = 1
 
 def write(result: "TotalConductance", path: str | Path) -> None:
     """Replace the file as a whole, or leave it as it is."""
-    path = Path(path)
-    if not path.parent.is_dir():
-        msg = f"Cannot save to {path}: there is no folder {path.parent}. Create it first."
-        raise FileNotFoundError(msg)
-    with TemporaryDirectory(dir=path.parent, prefix=".") as folder:
-        file, ordinary = Path(folder) / "result", Path(folder) / "ordinary"
-        save_file(_tensors(result), file, metadata=_metadata(result))
-        # safetensors lets only the owner read its file; give it the permissions that new files have here.
-        ordinary.touch()
-        file.chmod(ordinary.stat().st_mode)
-        file.replace(path)
+    _files.write(path, FORMAT, VERSION, _tensors(result), _content(result))
 
 
 def read(path: str | Path, kind: "type[TotalConductance]") -> "TotalConductance":
     """Read what `write` wrote. The class is an argument because its module imports this one."""
-    if not Path(path).is_file():
-        msg = f"There is no file {path}."
-        raise FileNotFoundError(msg)
+    tensors, content = _files.read(path, FORMAT, VERSION)
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is not iterable
-    except SafetensorError as error:
-        msg = f"{path} is not a complete safetensors file ({error}); expected one from TotalConductance.save."
-        raise ValueError(msg) from error
-    _check_format(path, metadata)
-    try:
-        return _from_content(kind, tensors, json.loads(metadata["content"]))
+        return _from_content(kind, tensors, content)
     except (KeyError, TypeError, ValueError) as error:
-        msg = f"{path} is a {FORMAT} file, but damaged: {error!r}."
-        raise ValueError(msg) from error
-
-
-def _check_format(path: str | Path, metadata: Mapping[str, str]) -> None:
-    """Refuse the files of others and those of later versions."""
-    if metadata.get("format") != FORMAT:
-        msg = f"{path} has the format {metadata.get('format')!r}, expected {FORMAT!r}: another kind of file."
-        raise ValueError(msg)
-    if metadata.get("version") != str(VERSION):
-        found = metadata.get("version")
-        msg = f"{path} has version {found} of {FORMAT}, expected {VERSION}: use the release that wrote it."
-        raise ValueError(msg)
+        raise _files.damaged(path, FORMAT, error) from error
 
 
 def _tensors(result: "TotalConductance") -> dict[str, Tensor]:
@@ -77,20 +41,18 @@ def _tensors(result: "TotalConductance") -> dict[str, Tensor]:
             tensors[name] = value
         elif isinstance(value, dict):
             tensors |= {f"{name}/{layer}": tensor for layer, tensor in value.items()}
-    # Copies, because safetensors takes neither views nor two tensors in one storage.
-    return {key: tensor.cpu().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()}
+    return tensors
 
 
-def _metadata(result: "TotalConductance") -> dict[str, str]:
+def _content(result: "TotalConductance") -> dict[str, Any]:
     """All but the tensors; the list of layers keeps their order."""
-    content = {
+    return {
         "layers": [asdict(result.info[layer]) for layer in result],
         "status": result.status,
         "jumps": result.jumps,
         "spread": result.spread is not None,
         "settings": result.settings,
     }
-    return {"format": FORMAT, "version": str(VERSION), "content": json.dumps(content)}
 
 
 def _from_content(

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from conductance import _result_files
+from conductance import _files
 from conductance.results import FORMAT, STATUSES, LayerInfo, TotalConductance, concatenate, load
 from tests.conductance.made_results import SHAPES, assert_identical, leaves, make
 
@@ -65,7 +65,7 @@ def test_saving_replaces_the_file_as_a_whole(tmp_path: Path, monkeypatch: pytest
         msg = "disk full"
         raise OSError(msg)
 
-    monkeypatch.setattr(_result_files, "save_file", fail)
+    monkeypatch.setattr(_files, "save_file", fail)
     with pytest.raises(OSError, match=r"disk full"):
         make(seed=3).save(path)
     assert_identical(load(path), make(seed=2))
