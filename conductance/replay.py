@@ -200,7 +200,7 @@ class Rows:
 
     def along(self, device: torch.device, dtype: torch.dtype) -> Increments:
         """The same for integrals over the path itself."""
-        place = torch.as_tensor(self.alphas, device=device).to(work_dtype(dtype))
+        place = torch.as_tensor(self.alphas, dtype=work_dtype(dtype)).to(device)
         return self.increments(place[:, None])
 
 
@@ -229,7 +229,7 @@ class Increments:
             rise = y[rows.reshape(-1)].reshape(*rows.shape, -1)
             rise = rise - rise[:, :1]  # the constant cancels
             matrices = [one.value, one.difference, *([] if one.before is None else [one.before])]
-            value, *errors = (torch.bmm(torch.as_tensor(m, device=y.device).to(y.dtype), rise) for m in matrices)
+            value, *errors = (torch.bmm(torch.as_tensor(m, dtype=y.dtype).to(y.device), rise) for m in matrices)
             self.value.index_add_(0, rows.reshape(-1), value.reshape(-1, y.shape[1]))
             self.slots[rows.reshape(-1)] = slots.repeat_interleave(rows.shape[1])
             for whole, error in zip(self.errors, errors, strict=False):
