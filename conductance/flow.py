@@ -227,7 +227,7 @@ class _Work:
             scale = float(conductance.abs().sum())
             gap = float((conductance.to(self.path.device) - self.inflow(layer, n)).abs().sum())
             floor = ROUNDINGS * self.precision * size
-            errors[layer] = max(error, gap) / scale if scale > 0 else (np.inf if gap > 0 else 0.0)
+            errors[layer] = max(_part(error, size), _part(gap, scale))
             for found, of in ((error, size), (gap - floor, scale)):
                 if found > 0:
                     ratio = min(ratio, (self.rules.rtol * of + self.rules.atol) / found)
@@ -293,6 +293,10 @@ class _Work:
             converged=self.runs.converged,
             settings=settings,
         )
+
+
+def _part(error: float, size: float) -> float:
+    return error / size if size > 0 else (np.inf if error > 0 else 0.0)
 
 
 def all_in_one(path: StraightPath) -> FeatureGroups:

@@ -53,8 +53,8 @@ class ConductanceFlow:
         Per layer ``(batch, nodes)``: conductance that no edge brings in: rounding of the integration rule, or a jump
         of the function (see `gap_kind`). Zero at the input, where conductance begins.
     error
-        Per layer ``(batch,)``: estimated ``Σ|error|`` of the edges that come in, or ``Σ|gap|`` if larger, over
-        ``Σ|C|``; nan for the input.
+        Per layer ``(batch,)``: estimated ``Σ|error| / Σ|E|`` of the edges that come in, or ``Σ|gap| / Σ|C|`` if that
+        is larger; nan for the input.
     info
         Per layer asked its `LayerInfo`.
     output, baseline_output, unattributed
