@@ -148,8 +148,8 @@ class _Dictionary:
 
     def __init__(self, encode: Callable[[Tensor], Tensor], decoder: Tensor, asked: Prepared) -> None:
         if len(asked.points) != 1:
-            names = ", ".join(info.name for info in asked.points[:5])
-            raise ValueError(f"layer means {len(asked.points)} hook points ({names}, …); a dictionary belongs to one")
+            names = ", ".join([info.name for info in asked.points[:5]] + ["…"] * (len(asked.points) > 5))
+            raise ValueError(f"layer means {len(asked.points)} hook points ({names}); a dictionary belongs to one")
         (info,) = asked.points
         axis = info.point.unit_axis
         if axis is None or axis == info.point.batch_axis or info.point.unit_groups is not None:
