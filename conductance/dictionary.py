@@ -139,7 +139,7 @@ class _Basis:
         with torch.no_grad():
             y, v = activation.movedim(self.axis, -1), gradient.movedim(self.axis, -1)
             decoder = self.decoder.to(v)
-            codes = self.encode(y)
+            codes = self.encode(y).to(v)
             return torch.cat([codes, y - codes @ decoder], -1), torch.cat([v @ decoder.T, v], -1)
 
 
@@ -192,7 +192,11 @@ class _Dictionary:
 def _check(encode: Callable[[Tensor], Tensor], rows: Tensor, codes: int) -> bool:
     """Refuse an encoder that does not give codes; whether it is smooth."""
     leaf = torch.randn_like(rows).requires_grad_()
-    found = encode(leaf)
+    try:
+        found = encode(leaf)
+    except Exception as error:
+        error.add_note(f"encode received activations of shape {tuple(rows.shape)}, {rows.dtype} on {rows.device}")
+        raise
     expected = (*rows.shape[:-1], codes)
     if not isinstance(found, Tensor) or tuple(found.shape) != expected:
         given = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
