@@ -195,8 +195,9 @@ def _chosen(model: nn.Module, layers: Sequence[str | AttentionPoints] | str | No
     if layers is None:
         if not known:
             raise ValueError(
-                "no attention layer with a value and an output projection was found in the model; give layers as "
-                "hooks.AttentionPoints(name, output, value)"
+                "no attention layer with a value and an output projection was found in the model "
+                "(nn.MultiheadAttention, and one projection of queries, keys and values, have no value tensor to tap); "
+                "give layers as hooks.AttentionPoints(name, output, value)"
             )
         return list(known.values())
     several = [layers] if isinstance(layers, (str, AttentionPoints)) else list(layers)

@@ -96,3 +96,8 @@ def test_layers_are_named_or_matched() -> None:
         ValueError, match=r"layers names 'block\.\*', which is no attention layer; found were.*layers\.0"
     ):
         _found("block.*")
+
+
+def test_a_model_whose_attention_has_no_values_to_tap_is_told_so() -> None:
+    with pytest.raises(ValueError, match=r"no attention layer.*MultiheadAttention.*hooks\.AttentionPoints"):
+        cd.attention_conductance(nn.TransformerEncoderLayer(4, 2, 8).eval(), normal(2, 3, 4), target=0)
