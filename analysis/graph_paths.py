@@ -83,9 +83,10 @@ def strongest_paths(
         Number of paths, at least 1.
     by
         ``bottleneck``: the smallest ``|flow|`` on the way; where two are equal, the second smallest decides, and so
-        on, and of two paths that agree so far the shorter one is stronger. ``product``: the product of the
-        ``share`` of every edge, the part of all that leaves the first node that takes this way if it mixes evenly
-        in each node; shares are taken from the graph as they are.
+        on, and of two paths that agree so far the shorter one is stronger. ``product``: the first node's part of the
+        ``|flow|`` that leaves all nodes where paths may begin, times the ``share`` of every edge: the part of all
+        that begins there that takes this way if it mixes evenly in each node. Shares are taken from the graph as
+        they are.
     source, target
         Where paths begin and end: a node, or the name of a layer for any of its nodes. None is the input and the
         gaps for ``source``, the target for ``target``.
@@ -130,6 +131,7 @@ def strongest_paths(
     starts = _nodes(graph, source, "source", (SOURCE, *GAP_LAYERS))
     stops = _nodes(graph, target, "target", (SINK,))
     keys = {node: node_key(graph, node) for node in graph}
+    parts = _parts(graph, starts)
 
     def strongest(trails: list[Trail]) -> list[Trail]:
         # Two stable sorts: equal strengths stay in forward order of the nodes.
@@ -145,7 +147,7 @@ def strongest_paths(
             for strength, nodes in found[before]
         ]
         if node in starts:
-            trails.append(((inf,) if by == "bottleneck" else (1.0,), (node,)))
+            trails.append(((inf,) if by == "bottleneck" else (parts[node],), (node,)))
         found[node] = strongest(trails)
     ends = strongest([trail for node in stops for trail in found[node] if len(trail[1]) > 1])
     return [_path(graph, nodes, strength[0]) for strength, nodes in ends]
@@ -233,6 +235,20 @@ def _stronger_by(strength: Strength, data: "dict[str, float]", by: str) -> Stren
     if by == "product":
         return (strength[0] * data["share"],)
     return tuple(sorted((*strength, abs(data["flow"]))))
+
+
+def _parts(graph: "nx.DiGraph", starts: set[Node]) -> dict[Node, float]:
+    """Tell each node's part of what leaves all of them, so that a small one (a gap) is no match for a large one.
+
+    In a part of a graph the flow that leaves a node is that of the whole graph, as its shares are.
+    """
+    left = {}
+    for node in starts:
+        edges = [data for *_, data in graph.out_edges(node, data=True)]
+        share = sum(data["share"] for data in edges)
+        left[node] = sum(abs(data["flow"]) for data in edges) / share if share else 0.0
+    whole = sum(left.values())
+    return {node: one / whole if whole else 0.0 for node, one in left.items()}
 
 
 def _path(graph: "nx.DiGraph", nodes: tuple[Node, ...], score: float) -> FlowPath:

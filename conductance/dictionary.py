@@ -139,7 +139,7 @@ class _Basis:
         with torch.no_grad():
             y, v = activation.movedim(self.axis, -1), gradient.movedim(self.axis, -1)
             decoder = self.decoder.to(v)
-            codes = self.encode(y)
+            codes = self.encode(y).to(v)
             return torch.cat([codes, y - codes @ decoder], -1), torch.cat([v @ decoder.T, v], -1)
 
 
@@ -148,8 +148,8 @@ class _Dictionary:
 
     def __init__(self, encode: Callable[[Tensor], Tensor], decoder: Tensor, asked: Prepared) -> None:
         if len(asked.points) != 1:
-            names = ", ".join(info.name for info in asked.points[:5])
-            raise ValueError(f"layer means {len(asked.points)} hook points ({names}, …); a dictionary belongs to one")
+            names = ", ".join([info.name for info in asked.points[:5]] + ["…"] * (len(asked.points) > 5))
+            raise ValueError(f"layer means {len(asked.points)} hook points ({names}); a dictionary belongs to one")
         (info,) = asked.points
         axis = info.point.unit_axis
         if axis is None or axis == info.point.batch_axis or info.point.unit_groups is not None:
@@ -192,7 +192,11 @@ class _Dictionary:
 def _check(encode: Callable[[Tensor], Tensor], rows: Tensor, codes: int) -> bool:
     """Refuse an encoder that does not give codes; whether it is smooth."""
     leaf = torch.randn_like(rows).requires_grad_()
-    found = encode(leaf)
+    try:
+        found = encode(leaf)
+    except Exception as error:
+        error.add_note(f"encode received activations of shape {tuple(rows.shape)}, {rows.dtype} on {rows.device}")
+        raise
     expected = (*rows.shape[:-1], codes)
     if not isinstance(found, Tensor) or tuple(found.shape) != expected:
         given = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__

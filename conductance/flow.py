@@ -243,9 +243,16 @@ class _Work:
             )
             allowed = 1e-2 * (size + float(conductance.abs().sum())) + rounding
             if float((found - conductance.to(found)).abs().sum()) > allowed:
+                status = self.runs.pilot.status[n]
+                reason = "the model's graph changes with its data or from call to call; leave this layer out"
+                if status in ("precision", "budget"):
+                    reason = (
+                        f"its total conductance did not converge either (status {status!r}), so it may be rounding: "
+                        "use float64, or another baseline (at zeros a norm is steepest)"
+                    )
                 raise ConductanceError(
                     f"the flows out of layer {self.columns[layer].name!r} do not add up to its conductance (example "
-                    f"{n}): the model's graph changes with its data or from call to call; leave this layer out"
+                    f"{n}): {reason}"
                 )
 
     def outflow(self, layer: int, n: int | None = None) -> Tensor:

@@ -198,19 +198,7 @@ class ConductanceFlow:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file; the folder has to exist. `conductance.load` reads it back."""
-        tensors: dict[str, Tensor] = {name: getattr(self, name) for name in _PER_EXAMPLE}
-        for name in _PER_LAYER:
-            tensors |= {f"{name}/{layer}": one for layer, one in getattr(self, name).items()}
-        pairs = list(self.edges)
-        for name in _PER_PAIR:
-            tensors |= {f"{name}/{number}": getattr(self, name)[pair] for number, pair in enumerate(pairs)}
-        content = {
-            "units": list(self.units.items()),
-            "pairs": pairs,
-            "info": [asdict(one) for one in self.info.values()],
-            "status": self.status,
-            "settings": self.settings,
-        }
+        tensors, content = to_content(self)
         _files.write(path, FORMAT, VERSION, tensors, content)
 
     @staticmethod
@@ -226,7 +214,7 @@ class ConductanceFlow:
         """
         tensors, content = _files.read(path, FORMAT, VERSION)
         try:
-            return _from_content(tensors, content)
+            return from_content(tensors, content)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise _files.damaged(path, FORMAT, error) from error
 
@@ -236,7 +224,26 @@ _PER_LAYER = ("conductance", "gap", "error")
 _PER_PAIR = ("edges", "edge_error")
 
 
-def _from_content(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> ConductanceFlow:
+def to_content(flow: ConductanceFlow) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and JSON of a flow, as a file keeps them."""
+    tensors: dict[str, Tensor] = {name: getattr(flow, name) for name in _PER_EXAMPLE}
+    for name in _PER_LAYER:
+        tensors |= {f"{name}/{layer}": one for layer, one in getattr(flow, name).items()}
+    pairs = list(flow.edges)
+    for name in _PER_PAIR:
+        tensors |= {f"{name}/{number}": getattr(flow, name)[pair] for number, pair in enumerate(pairs)}
+    content = {
+        "units": list(flow.units.items()),
+        "pairs": pairs,
+        "info": [asdict(one) for one in flow.info.values()],
+        "status": flow.status,
+        "settings": flow.settings,
+    }
+    return tensors, content
+
+
+def from_content(tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> ConductanceFlow:
+    """The flow that `to_content` took apart."""
     units: dict[str, list[Unit]] = {layer: list(labels) for layer, labels in content["units"]}
     pairs: list[Pair] = [(start, stop) for start, stop in content["pairs"]]
     values: dict[str, Any] = {name: tensors[name] for name in _PER_EXAMPLE}

@@ -6,19 +6,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
-from conductance import _files, flow_results, neuron_results, results, weight_results
+from conductance import _files, attention, flow_results, neuron_results, results, weight_results
+from conductance.attention import AttentionConductance
 from conductance.flow_results import ConductanceFlow
 from conductance.neuron_results import NeuronConductance
 from conductance.results import TotalConductance
 from conductance.weight_results import WeightConductance
 
-Result: TypeAlias = TotalConductance | NeuronConductance | ConductanceFlow | WeightConductance
+Result: TypeAlias = TotalConductance | NeuronConductance | ConductanceFlow | WeightConductance | AttentionConductance
 
 _KINDS: dict[str, Callable[[str | Path], Result]] = {
     results.FORMAT: TotalConductance.load,
     neuron_results.FORMAT: NeuronConductance.load,
     flow_results.FORMAT: ConductanceFlow.load,
     weight_results.FORMAT: WeightConductance.load,
+    attention.FORMAT: AttentionConductance.load,
 }
 
 

@@ -59,8 +59,20 @@ def _called(target: Callable[..., Tensor]) -> TargetFunction:
         kinds = [inspect.Parameter.POSITIONAL_ONLY]
     positional = [k for k in kinds if k in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)]
     if len(positional) >= 2:
-        return lambda output, examples: _checked(target(output, examples), len(examples))
-    return lambda output, examples: _checked(target(output), len(examples))
+        return lambda output, examples: _checked(_told(target, output, examples), len(examples))
+    return lambda output, examples: _checked(_told(target, output), len(examples))
+
+
+def _told(target: Callable[..., Tensor], output: Any, *examples: Tensor) -> Any:
+    """Call it; an error in it tells what it was called with, where that is no plain tensor."""
+    try:
+        return target(output, *examples)
+    except Exception as error:
+        if not isinstance(output, Tensor):
+            logits = _of(output)
+            where = f"; its logits are output.logits, {tuple(logits.shape)}" if isinstance(logits, Tensor) else ""
+            error.add_note(f"the callable given as target received the model's {type(output).__name__}{where}")
+        raise
 
 
 def _checked(value: Any, rows: int) -> Tensor:
@@ -82,7 +94,7 @@ def _checked(value: Any, rows: int) -> Tensor:
 def _logits(output: Any) -> Tensor:
     if isinstance(output, Tensor):
         return output
-    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    logits = _of(output)
     if isinstance(logits, Tensor):
         return logits
     raise TypeError(
@@ -91,14 +103,19 @@ def _logits(output: Any) -> Tensor:
     )
 
 
+def _of(output: Any) -> Any:
+    return output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+
+
 def _only(output: Tensor) -> Tensor:
     if output.dim() == 2 and output.shape[1] == 1:
         return output[:, 0]
     if output.dim() <= 1:
         return output
+    kind = f"an index (0 … {output.shape[1] - 1})" if output.dim() == 2 else _tuple_of(output)
     raise ValueError(
         f"target is missing: the model's output has shape {_rowless(output)} and one number a row is explained; "
-        f"give target as an index (0 … {output.shape[-1] - 1}), one index an example, or a callable"
+        f"give target as {kind}, one of these an example, or a callable"
     )
 
 
@@ -156,17 +173,24 @@ def _picked_each(output: Tensor, index: Tensor, examples: Tensor) -> Tensor:
 def _check_place(output: Tensor, places: Sequence[Sequence[int]]) -> None:
     axes = tuple(output.shape[1:])
     if len(places[0]) != len(axes):
+        expected = {0: "no target", 1: "one index"}.get(len(axes)) or _tuple_of(output)
+        given = "1 index" if len(places[0]) == 1 else f"{len(places[0])} indices"
         raise ValueError(
-            f"target gives {len(places[0])} indices but the model's output has shape {_rowless(output)}: "
-            f"{len(axes)} axes after the batch"
+            f"target gives {given} but the model's output has shape {_rowless(output)}: expected {expected}, or a "
+            "callable"
         )
     for place in places:
-        for given, size in zip(place, axes, strict=True):
-            if not -size <= given < size:
+        for one, size in zip(place, axes, strict=True):
+            if not -size <= one < size:
                 raise ValueError(
                     f"target {place[0] if len(place) == 1 else tuple(place)} is out of range for an output of shape "
                     f"{_rowless(output)}; expected 0 … {size - 1}"
                 )
+
+
+def _tuple_of(output: Tensor) -> str:
+    axes = output.dim() - 1
+    return f"a tuple of {axes} indices such as ({', '.join(['0'] * axes)})"
 
 
 def _rowless(output: Tensor) -> str:

@@ -22,12 +22,14 @@ seeds = st.integers(0, 2**32)
 
 
 def all_paths(graph: nx.DiGraph, sources: Any = None, targets: Any = None) -> Iterator[tuple[Any, list[float], float]]:
-    """Count every path one by one: nodes, flows, product of shares."""
+    """Count every path one by one: nodes, flows, product of shares and of the part that the start has."""
     starts = [node for node in graph if node[0] in (SOURCE, *GAP_LAYERS)] if sources is None else sources
+    leaves = {start: sum(abs(data["flow"]) for *_, data in graph.out_edges(start, data=True)) for start in starts}
     for start in starts:
+        part = leaves[start] / (sum(leaves.values()) or 1.0)
         for nodes in nx.all_simple_paths(graph, start, [TARGET] if targets is None else targets):
             edges = [graph.edges[pair] for pair in pairwise(nodes)]
-            yield tuple(nodes), [edge["flow"] for edge in edges], prod(edge["share"] for edge in edges)
+            yield tuple(nodes), [edge["flow"] for edge in edges], part * prod(edge["share"] for edge in edges)
 
 
 # --- strongest_paths
@@ -55,6 +57,31 @@ def test_paths_of_the_largest_product_are_the_first_of_all_paths(seed: int, k: i
     found = strongest_paths(graph, k, by="product")
     assert [path.nodes for path in found] == [nodes for nodes, _, _ in expected]
     assert [path.score for path in found] == pytest.approx([product for *_, product in expected])
+
+
+def test_a_gap_as_small_as_rounding_is_no_strong_path() -> None:
+    flow = linear_flow()
+    gap = (GAP_LAYERS[0], GAP_LAYERS[0].strip("()"))
+    graph = flow_graph(flow)
+    graph.add_node(gap, layer=gap[0], unit=gap[1], layer_index=0, position=(0.0, -2.0), conductance=1e-7)
+    graph.add_edge(gap, TARGET, flow=1e-7, share=1.0, error=0.0)
+    *first, last = strongest_paths(graph, 99, by="product")
+    assert last.nodes == (gap, TARGET)
+    assert 0 < last.score < 1e-6
+    assert all(path.nodes[0][0] == SOURCE for path in first)
+    assert sum(path.score for path in [*first, last]) == pytest.approx(1)
+    (alone,) = strongest_paths(graph, by="product", source=gap)
+    assert alone.score == 1
+
+
+def test_a_part_of_a_graph_ranks_paths_as_the_whole_does() -> None:
+    graph = flow_graph(random_flow(3))
+    whole = {path.nodes: path.score for path in strongest_paths(graph, 999, by="product", source=SOURCE)}
+    part = graph.copy()
+    part.remove_edges_from(list(graph.edges)[1::4])
+    found = strongest_paths(part, 999, by="product", source=SOURCE)
+    assert found
+    assert all(path.score == pytest.approx(whole[path.nodes]) for path in found)
 
 
 @settings(max_examples=25, deadline=None)

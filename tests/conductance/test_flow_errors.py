@@ -2,6 +2,7 @@
 
 import warnings
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from conductance import ConductanceError
 from conductance.errors import ConvergenceWarning
-from conductance.flow import conductance_flow
+from conductance.flow import _Work, conductance_flow
 from conductance.flow_results import SINK, SOURCE
 from tests.conductance.flows import assert_balanced, assert_near, quiet_flow, untouched
 from tests.conductance.test_total_errors import CASES as TOTAL_CASES
@@ -229,3 +230,24 @@ def test_nothing_flows_where_nothing_changes() -> None:
     assert len(flow.edges) == 3
     assert all(float(edge.abs().max()) == 0.0 for edge in flow.edges.values())
     assert float(flow.error["act"].max()) == float(flow.error[SINK].max()) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        ("ok", "the model's graph changes with its data"),
+        ("precision", r"its total.*\(status 'precision'\), so it may be rounding: use float64, or another baseline"),
+    ],
+)
+def test_flows_that_do_not_add_up_tell_why(status: str, reason: str) -> None:
+    pilot = SimpleNamespace(output=torch.ones(1), baseline_output=torch.zeros(1), status=(status,))
+    work: Any = SimpleNamespace(
+        edges={(0, 1): torch.ones(1, 2, 1)},
+        columns=[SimpleNamespace(name="h")],
+        runs=SimpleNamespace(pilot=pilot),
+        precision=1e-7,
+        outflow=lambda layer, n: torch.ones(2),
+    )
+    _Work._check(work, [torch.ones(2)], 0)
+    with pytest.raises(ConductanceError, match=rf"out of layer 'h' do not add up.*\(example 0\): {reason}"):
+        _Work._check(work, [torch.tensor([1.0, 2.0])], 0)

@@ -1,0 +1,45 @@
+"""What is said of a target that does not fit the model's output."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from conductance.targets import target_function
+
+ROWS = torch.zeros(2, dtype=torch.long)
+
+
+@pytest.mark.parametrize(
+    ("shape", "target", "expected"),
+    [
+        ((2, 3), None, r"target is missing.*\(batch, 3\).*give target as an index \(0 … 2\)"),
+        ((2, 1, 8, 5), None, r"target is missing.*give target as a tuple of 3 indices such as \(0, 0, 0\)"),
+        ((2, 1, 8, 5), 3, r"target gives 1 index but.*expected a tuple of 3 indices such as \(0, 0, 0\)"),
+        ((2, 3), (0, 1), r"target gives 2 indices but.*\(batch, 3\): expected one index"),
+        ((2,), 0, r"target gives 1 index but.*\(batch\): expected no target"),
+    ],
+)
+def test_a_target_of_wrong_length_is_told_what_the_output_takes(
+    shape: tuple[int, ...], target: Any, expected: str
+) -> None:
+    with pytest.raises(ValueError, match=expected):
+        target_function(target, 2)(torch.zeros(shape), ROWS)
+
+
+@dataclass
+class _Output:
+    logits: Tensor
+
+
+@pytest.mark.parametrize("target", [lambda out: out[:, 0], lambda out, _: out[:, 0]])
+def test_an_error_in_a_callable_tells_what_it_was_called_with(target: Any) -> None:
+    with pytest.raises(TypeError) as caught:
+        target_function(target, 2)(_Output(torch.zeros(2, 5, 7)), ROWS)
+    (note,) = caught.value.__notes__
+    assert note.endswith("received the model's _Output; its logits are output.logits, (2, 5, 7)")
+    with pytest.raises(IndexError) as plain:
+        target_function(target, 2)(torch.zeros(2), ROWS)
+    assert not hasattr(plain.value, "__notes__")
