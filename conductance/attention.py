@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from conductance.errors import UnknownLayerError
 from conductance.flow import conductance_flow
 from conductance.flow_results import ConductanceFlow
-from conductance.hooks import AttentionPoints, attention_points
+from conductance.hooks import AttentionPoints, HookPoint, LayerSpec, attention_points, select
 from conductance.path import Inputs
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def attention_conductance(
         As for :func:`~conductance.total.total_conductance`.
     layers
         Names of attention modules, or the two ends of their heads (``hooks.AttentionPoints``) where these cannot be
-        found by name; None is all that `hooks.attention_points` finds.
+        found by name; None is all that `hooks.attention_points` finds and that conductance flows through.
     **options
         ``target``, ``rtol``, ``n_steps`` and the others of :func:`~conductance.flow.conductance_flow`, but ``top`` and
         ``units``.
@@ -100,17 +100,19 @@ def attention_conductance(
     Returns
     -------
     AttentionConductance
-        Per layer and head, with grouped queries per query head.
+        Per layer and head, with grouped queries per query head. A layer that runs several times has a number for each
+        of its calls, as in ``"attention#1"``.
 
     Raises
     ------
-    ValueError
-        If no attention layer is found, or a name is none.
+    ValueError, TypeError
+        If no attention layer is found, or a name is none; for ``top`` or ``units``; and as for a flow.
 
     Notes
     -----
     The value part is the flow from the values to the head, the pattern part all that comes to the head on other ways,
-    which lead through queries and keys (and through a gate on the head, if there is one).
+    which lead through queries and keys (and through a gate on the head, if there is one). Values that do not move along
+    the path, as those of a decoder that reads a fixed text, have the part zero.
 
     Examples
     --------
@@ -128,33 +130,74 @@ def attention_conductance(
         if name in options:
             raise TypeError(f"attention_conductance takes no {name}: its units are the heads")
     chosen = _chosen(model, layers)
-    points = [point for one in chosen for point in (one.value, one.output)]
-    flow = conductance_flow(model, inputs, points, top=None, **options)
+    flow = conductance_flow(model, inputs, _asked(chosen, layers), top=None, **options)
     total, pattern, value, error = {}, {}, {}, {}
     for one in chosen:
-        there, before = one.output.name, one.value.name
-        name = one.name or "(model)"
-        total[name] = flow.conductance[there]
-        incoming = {pair[0]: edge.sum(1) for pair, edge in flow.edges.items() if pair[1] == there}
-        value[name] = incoming.pop(before, torch.zeros_like(total[name]))
-        pattern[name] = sum(incoming.values(), torch.zeros_like(total[name]))
-        error[name] = flow.error[there]
+        before = _calls(model, flow, one.value).values()
+        for call, there in _calls(model, flow, one.output).items():
+            name = (one.name or "(model)") + ("" if call is None else f"#{call}")
+            total[name] = flow.conductance[there]
+            parts = {kept: torch.zeros_like(total[name]) for kept in (False, True)}
+            for (start, stop), edge in flow.edges.items():
+                if stop == there:
+                    parts[start in before] += edge.sum(1).to(total[name])
+            pattern[name], value[name], error[name] = parts[False], parts[True], flow.error[there]
     return AttentionConductance(total, pattern, value, error, flow)
 
 
 def _chosen(model: nn.Module, layers: Sequence[str | AttentionPoints] | str | None) -> list[AttentionPoints]:
+    """The attention layers asked, each once."""
     known = {one.name: one for one in attention_points(model)}
-    if layers is None:
-        if not known:
-            raise ValueError(
-                "no attention layer with a value and an output projection was found in the model; give layers as "
-                "hooks.AttentionPoints(name, output, value)"
-            )
-        return list(known.values())
-    several = [layers] if isinstance(layers, (str, AttentionPoints)) else list(layers)
-    if not several:
+    several = (
+        [*known.values()] if layers is None else [layers] if isinstance(layers, (str, AttentionPoints)) else layers
+    )
+    if not isinstance(several, (list, tuple)):
+        raise TypeError(f"layers is a {type(layers).__name__}; expected names of attention modules, or None for all")
+    if layers is not None and not several:
         raise ValueError("layers is empty; expected names of attention modules, or None for all")
-    unknown = [one for one in several if isinstance(one, str) and one not in known]
-    if unknown:
-        raise ValueError(f"layers names {unknown[0]!r}, which is no attention layer; found were {list(known)}")
-    return [known[one] if isinstance(one, str) else one for one in several]
+    if not known and not any(isinstance(one, AttentionPoints) for one in several):
+        raise ValueError(
+            "no attention layer with a value and an output projection was found in the model; give layers as "
+            "hooks.AttentionPoints(name, output, value)"
+        )
+    for one in several:
+        if not isinstance(one, (str, AttentionPoints)):
+            raise TypeError(
+                f"layers holds a {type(one).__name__}; expected names of attention modules or hooks.AttentionPoints"
+            )
+        if isinstance(one, str) and one not in known:
+            raise ValueError(f"layers names {one!r}, which is no attention layer; found were {', '.join(known)}")
+    chosen = list(dict.fromkeys(known[one] if isinstance(one, str) else one for one in several))
+    twice = [one.name for n, one in enumerate(chosen) if one.name in {other.name for other in chosen[:n]}]
+    if twice:
+        raise ValueError(f"layers holds two AttentionPoints of the name {twice[0]!r}; give them names that differ")
+    return chosen
+
+
+def _asked(chosen: list[AttentionPoints], layers: object) -> LayerSpec:
+    """Both ends of all heads as layers of a flow; what is in the list inside is left out if nothing flows there.
+
+    Values found by name may stand still; of points given by hand, and of heads asked for, that is refused.
+    """
+    given = [layers] if isinstance(layers, AttentionPoints) else layers if isinstance(layers, (list, tuple)) else []
+    named: list[LayerSpec] = [] if layers is None else [one.output for one in chosen]
+    named += [one.value for one in chosen if one in given]
+    others: list[LayerSpec] = [one.output for one in chosen] if layers is None else []
+    others += [one.value for one in chosen if one not in given]
+    return [*named, others] if others else named
+
+
+def _calls(model: nn.Module, flow: ConductanceFlow, point: HookPoint) -> dict[int | None, str]:
+    """Name of a point's tensor in the flow for each call of its module; none if nothing flows there."""
+    (asked,) = select(model, point).points
+    found: dict[int | None, str] = {}
+    for name in flow.layers:
+        one = HookPoint.parse(name)
+        if (one.module, one.side, one.index[: len(asked.index)]) != (asked.module, asked.side, asked.index):
+            continue
+        if None not in (one.call, asked.call) and one.call != asked.call:
+            continue
+        if one.call in found:
+            raise ValueError(f"layers holds {point.name!r}, which is several tensors: {found[one.call]!r}, {name!r}")
+        found[one.call] = name
+    return found

@@ -59,6 +59,8 @@ class Prepared:
     change, tapped
         Change of what the points deliver, with the batch axis first, before it is integrated (see
         :class:`~conductance.engine.Engine`), and the points as they are in the model, if they differ from `points`.
+    fold
+        What the result sums up of each point's conductance, if it does; the spread over baselines is that of the sums.
     """
 
     model: Callable[..., Any]
@@ -71,6 +73,7 @@ class Prepared:
     fewest: int
     change: Change | None = None
     tapped: list[PointInfo] | None = None
+    fold: Callable[[Tensor], Tensor] | None = None
 
     @property
     def kinked(self) -> bool:
@@ -144,7 +147,7 @@ class Run:
             ready.model, ready.selection.modules, tapped, path, ready.function, ready.fewest, ready.change
         )
         self.layouts = layouts
-        self.collector = Collector(layouts, path.batch, spread=per_example > 1)
+        self.collector = Collector(layouts, path.batch, spread=per_example > 1, fold=ready.fold)
         few = n_steps is not None and n_steps <= min(self.rows, 64)
         sums = RunningSums(layouts + leaves, flights, per_example, wide=not few)
         precision = np.array([float(torch.finfo(layout.dtype).eps) / 2 for layout in layouts + leaves])
