@@ -98,7 +98,7 @@ def dictionary_conductance(
     rules = checked_rules(rtol, atol, n_steps, max_evaluations, internal_batch_size)
     if not callable(encode):
         raise TypeError(f"encode is a {type(encode).__name__}; expected a callable of activations that returns codes")
-    if not isinstance(decoder, Tensor) or decoder.dim() != 2 or not decoder.is_floating_point():
+    if not isinstance(decoder, Tensor) or decoder.dim() != 2 or not decoder.is_floating_point() or not len(decoder):
         kind = type(decoder).__name__
         given = f"{decoder.dtype} {tuple(decoder.shape)}" if isinstance(decoder, Tensor) else f"a {kind}"
         raise TypeError(f"decoder is {given}; expected a floating-point tensor of shape (codes, size of the layer)")
@@ -127,7 +127,8 @@ def dictionary_conductance(
                 "interrupted": interrupted,
                 "seconds": round(time.perf_counter() - started, 3),
             }
-        )
+        ),
+        run.spread,
     )
     warn(result, rules, n_steps)
     return result
@@ -195,8 +196,8 @@ class _Dictionary:
         """Codes and the sum of the elements of the rest."""
         return torch.cat([values[..., : self._codes], values[..., self._codes :].sum(-1, keepdim=True)], -1)
 
-    def folded(self, result: TotalConductance) -> TotalConductance:
-        """The rest as one unit."""
+    def folded(self, result: TotalConductance, spread: dict[str, Tensor] | None) -> TotalConductance:
+        """The rest as one unit; of the spread it is already one."""
         name = self._info.name
         before, info = result[name], result.info[name]
         after = self._fold(before)
@@ -208,6 +209,7 @@ class _Dictionary:
             unit_error={name: self._fold(result.unit_error[name])},
             error={name: torch.where(size > 0, result.error[name] * (size / other), result.error[name])},
             info={name: replace(info, shape=(*info.shape[:-1], self._codes + 1))},
+            spread=spread,
         )
 
 

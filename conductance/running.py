@@ -133,6 +133,7 @@ class Run:
         points, path = ready.points, ready.path
         self.points = points
         self.path = path
+        self.folded = ready.fold is not None
         layouts = [layout_of(info) for info in points]
         leaves = [_leaf_layout(path.ends[key]) for key in path.moving]
         row_bytes = sum(layout.size * layout.dtype.itemsize for layout in layouts + leaves)
@@ -212,9 +213,16 @@ class Run:
             jumps=tuple(taken.jumps),
             evaluations=torch.as_tensor(taken.evaluations).to(device),
             converged=torch.as_tensor(taken.converged).to(device),
-            spread=dict(zip(names, taken.spread, strict=True)) if taken.spread is not None else None,
+            spread=None if self.folded else self.spread,
             settings=settings,
         )
+
+    @property
+    def spread(self) -> dict[str, Tensor] | None:
+        """Standard deviation over several baselines, of each layer; summed up as the points say, unlike a result."""
+        if self.collector.spread is None:
+            return None
+        return dict(zip((info.name for info in self.points), self.collector.spread, strict=True))
 
 
 def _show(bar: Any, evaluations: int) -> None:

@@ -121,9 +121,7 @@ class Fickle(nn.Module):
         return logits
 
 
-@pytest.mark.parametrize(
-    ("kind", "message"), [("way", "graph changes with its data"), ("layer", "'second'")]
-)
+@pytest.mark.parametrize(("kind", "message"), [("way", "graph changes with its data"), ("layer", "'second'")])
 def test_graphs_that_change_with_the_data_are_refused(kind: str, message: str) -> None:
     model = seeded(lambda: Fickle(kind)).requires_grad_()
     with pytest.raises(ConductanceError, match=message):
