@@ -82,7 +82,10 @@ class AttentionConductance:
 
 
 def attention_conductance(
-    model: nn.Module, inputs: Inputs, layers: Sequence[str | AttentionPoints] | str | None = None, **options: Any
+    model: nn.Module,
+    inputs: Inputs,
+    layers: Sequence[str | AttentionPoints] | AttentionPoints | str | None = None,
+    **options: Any,
 ) -> AttentionConductance:
     """Conductance of attention heads, each split into a pattern and a value part.
 
@@ -145,7 +148,9 @@ def attention_conductance(
     return AttentionConductance(total, pattern, value, error, flow)
 
 
-def _chosen(model: nn.Module, layers: Sequence[str | AttentionPoints] | str | None) -> list[AttentionPoints]:
+def _chosen(
+    model: nn.Module, layers: Sequence[str | AttentionPoints] | AttentionPoints | str | None
+) -> list[AttentionPoints]:
     """The attention layers asked, each once."""
     known = {one.name: one for one in attention_points(model)}
     several = (

@@ -37,6 +37,7 @@ class Tiny(nn.Module):
             if parameter_name.endswith("weight") and "norm" not in parameter_name.lower():
                 nn.init.normal_(parameter, std=0.35)
         self.body = [getattr(self, name.lower())]  # in a list: it has one name only
+        child: Any
         for module in [*self.modules()]:
             for child_name, child in module.named_children():
                 if type(child).__name__.endswith("RMSNorm"):  # it rounds to float32
@@ -80,7 +81,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch, kind: str) -> Iterator[list[tuple[
         yield found
 
 
-def dense_nodes(panels: int = 16, nodes: int = 17) -> tuple[Tensor, Tensor]:
+def dense_nodes(panels: int = 24, nodes: int = 17) -> tuple[Tensor, Tensor]:
     """Chebyshev nodes of some panels on the path, and ``A_kl = ∫ ℓ_k ℓ_l' da`` of them all."""
     inner = (1 - np.cos(np.pi * np.arange(nodes) / (nodes - 1))) / 2
     matrix = torch.block_diag(*[torch.tensor(lagrange_matrix(inner.tolist()), dtype=torch.float64)] * panels)
@@ -126,9 +127,9 @@ def test_the_literal_split_is_one() -> None:
 def test_parts_of_an_sdpa_model_are_the_literal_parts(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     build = {"bert": bert, "llama": llama}[kind]
     model, eager = build("sdpa"), build("eager")
-    width = model.head.in_features
-    x, baseline = normal(2, 5, int(width)), normal(2, 5, int(width), seed=1, scale=0.3)
-    found = attention_conductance(model, x, target=1, baselines=baseline, rtol=1e-10, max_evaluations=2000)
+    width = {"bert": 12, "llama": 16}[kind]
+    x, baseline = normal(2, 5, width), normal(2, 5, width, seed=1, scale=0.3)
+    found = attention_conductance(model, x, target=1, baselines=baseline, rtol=1e-10)
     assert found.converged.all()
     assert len(found.layers) == 2
     with recorded(monkeypatch, kind) as kept:
@@ -246,6 +247,19 @@ def test_float32(build: Callable[[], nn.Module]) -> None:
         assert_near(found.value[name].double(), exact.value[name], 3e-3)
 
 
+@pytest.mark.slow
+def test_float32_from_zero_where_norms_are_steep() -> None:
+    """Rounding hides the total conductance there; the parts do not come from it, and are right."""
+    model, x = llama(), normal(2, 4, 16)
+    exact = attention_conductance(model, x, target=1, rtol=1e-6)
+    with pytest.warns(ConvergenceWarning, match="rounding hides the rest"):
+        found = attention_conductance(model.float(), x.float(), target=1, rtol=1e-3)
+    assert found.flow.status == ("precision", "precision")
+    for name in exact.layers:
+        assert_near(found.value[name].double(), exact.value[name], 1e-2)
+        assert_near(found.pattern[name].double(), exact.pattern[name], 1e-2)
+
+
 def test_a_table() -> None:
     model, x = bert(), normal(3, 5, 12)
     found = attention_conductance(model, x, target=1, rtol=1e-4)
@@ -347,10 +361,12 @@ class Unrolled(nn.Module):
 
 
 def test_a_layer_that_runs_twice_has_parts_for_each_call() -> None:
-    model, plain, x = seeded(Reused), seeded(Unrolled), normal(2, 5, 6)
+    model: Any = seeded(Reused)
+    plain: Any = seeded(Unrolled)
+    x = normal(2, 5, 6)
     for copy in (plain.first, plain.second):
-        copy.load_state_dict(model.attention.state_dict())  # type: ignore[union-attr, operator, arg-type]
-    plain.head.load_state_dict(model.head.state_dict())  # type: ignore[union-attr, operator, arg-type]
+        copy.load_state_dict(model.attention.state_dict())
+    plain.head.load_state_dict(model.head.state_dict())
     found = attention_conductance(model, x, "attention", target=1, rtol=1e-9)
     expected = attention_conductance(plain, x, target=1, rtol=1e-9)
     assert found.layers == ["attention#0", "attention#1"]
@@ -419,7 +435,8 @@ def test_bad_arguments_are_named() -> None:
     for layers, kind, message in cases:
         with pytest.raises(kind, match=message):
             attention_conductance(model, x, layers, target=1)
-    for option in ({"top": 3}, {"top": None}, {"units": {}}):
+    options: list[dict[str, Any]] = [{"top": 3}, {"top": None}, {"units": {}}]
+    for option in options:
         with pytest.raises(TypeError, match=f"takes no {next(iter(option))}: its units are the heads"):
             attention_conductance(model, x, target=1, **option)
     with pytest.raises(TypeError, match="model is a function"):

@@ -118,7 +118,7 @@ def test_the_oracle_by_hand() -> None:
         sae.bias.fill_(-1.0)
         sae.decoder.fill_(3.0)
     model, x = seeded(Square), torch.ones(1, 1, dtype=torch.float64)
-    nn.init.constant_(model.twice.weight, 2.0)  # type: ignore[arg-type]
+    nn.init.constant_(model.get_submodule("twice").get_parameter("weight"), 2.0)
     by_hand = torch.tensor([[9.0, -5.0]], dtype=torch.float64)
     assert_near(literal(model, x, 0 * x, "twice", sae, -1, trapezoids(), target=0), by_hand, 1e-6)
     assert_near(codes_of(model, x, "twice", sae, target=0, rtol=1e-3)["twice"], by_hand, 1e-3)
@@ -235,8 +235,9 @@ def test_several_baselines_and_their_spread() -> None:
     model, sae = seeded(AttentionNet), untrained_sae(11, 8, "tanh")
     x = normal(3, 5, 6)
     several: list[Any] = [0.0, normal(3, 5, 6, seed=2), normal(3, 5, 6, seed=3, scale=0.4)]
-    alone = torch.stack([codes_of(model, x, "up", sae, baselines=one, rtol=1e-7)["up"] for one in several])
-    for options in ({"rtol": 1e-7}, {"n_steps": 65}):
+    cases: list[dict[str, Any]] = [{"rtol": 1e-7}, {"n_steps": 9}]
+    for options in cases:
+        alone = torch.stack([codes_of(model, x, "up", sae, baselines=one, **options)["up"] for one in several])
         found = codes_of(model, x, "up", sae, baselines=several, **options)
         assert_near(found["up"], alone.mean(0), 1e-6)
         assert found.spread is not None
@@ -290,7 +291,7 @@ def test_an_encoder_may_write_on_what_it_gets_and_run_anywhere() -> None:
     plain = codes_of(model, x, "up", sae, n_steps=5)
 
     def writing(y: Tensor) -> Tensor:
-        codes = sae(y).detach()
+        codes: Tensor = sae(y).detach()
         y.zero_()
         return codes
 
@@ -308,7 +309,8 @@ def test_a_smooth_encoder_that_writes_stays_smooth() -> None:
 
     def centred(y: Tensor) -> Tensor:
         y -= mean
-        return y @ basis.T
+        codes: Tensor = y @ basis.T
+        return codes
 
     found = dictionary_conductance(model, x, "up", encode=centred, decoder=basis, target=1, n_steps=9)
     plain = dictionary_conductance(
@@ -349,10 +351,10 @@ def test_bfloat16() -> None:
     sae = Sae(11, 8, torch.relu, torch.bfloat16)
     wide = Sae(11, 8, torch.relu, torch.float32)
     for encode, decoder in ((sae, sae.decoder), (lambda y: wide(y.float()), wide.decoder)):
-        found = dictionary_conductance(model, x, "up", encode=encode, decoder=decoder, target=1, n_steps=40)
+        found = dictionary_conductance(model, x, "up", encode=encode, decoder=decoder, target=1, n_steps=20)
         assert found["up"].dtype == torch.float32
         assert_near(found["up"].double(), exact, 0.15)
-        whole = total_conductance(model, x, "up", target=1, n_steps=40)
+        whole = total_conductance(model, x, "up", target=1, n_steps=20)
         sums = found["up"].flatten(1).sum(1, keepdim=True)
         assert_near(sums, whole["up"].flatten(1).sum(1, keepdim=True), 3e-2, found["up"])
 
@@ -386,9 +388,9 @@ def test_the_result_is_like_any_other(tmp_path: Path) -> None:
 
 def test_chunks_do_not_matter() -> None:
     model, sae, x = seeded(AttentionNet), untrained_sae(11, 8, "relu"), normal(3, 5, 6)
-    found = codes_of(model, x, "up", sae, rtol=1e-2)
+    found = codes_of(model, x, "up", sae, rtol=5e-2)
     for rows in (1, 7):
-        other = codes_of(model, x, "up", sae, rtol=1e-2, internal_batch_size=rows)
+        other = codes_of(model, x, "up", sae, rtol=5e-2, internal_batch_size=rows)
         assert_near(other["up"], found["up"], 1e-9)
         assert torch.equal(other.evaluations, found.evaluations)
 
