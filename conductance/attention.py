@@ -20,7 +20,7 @@ from conductance._result_layers import counted
 from conductance.errors import UnknownLayerError
 from conductance.flow import conductance_flow
 from conductance.flow_results import ConductanceFlow, from_content, to_content
-from conductance.hooks import AttentionPoints, attention_points
+from conductance.hooks import AttentionPoints, HookPoint, LayerSpec, attention_points, select
 from conductance.path import Inputs
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class AttentionConductance:
     head_error
         Per attention layer ``(batch, heads)``: estimated absolute error of the two parts of each head together.
     points
-        Per attention layer the names of its two layers of the flow: the values, and the heads.
+        Per attention layer the names of its layers of the flow: those of the values, and the heads.
     flow
         The flow that it was read off: from every value head to every head. It has ``output_change``, ``status``,
         ``evaluations`` and ``settings``.
@@ -55,7 +55,7 @@ class AttentionConductance:
     value: dict[str, Tensor]
     error: dict[str, Tensor]
     head_error: dict[str, Tensor]
-    points: dict[str, tuple[str, str]]
+    points: dict[str, tuple[list[str], str]]
     flow: ConductanceFlow
 
     def __repr__(self) -> str:
@@ -116,7 +116,7 @@ class AttentionConductance:
         """
         tensors, content = _files.read(path, FORMAT, VERSION)
         try:
-            points = {name: (value, heads) for name, (value, heads) in content["points"]}
+            points = {name: (list(values), heads) for name, (values, heads) in content["points"]}
             return _read_off(points, from_content(tensors, content))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise _files.damaged(path, FORMAT, error) from error
@@ -126,7 +126,10 @@ _COLUMNS = {"total": "total", "pattern": "pattern", "value": "value", "error": "
 
 
 def attention_conductance(
-    model: nn.Module, inputs: Inputs, layers: Sequence[str | AttentionPoints] | str | None = None, **options: Any
+    model: nn.Module,
+    inputs: Inputs,
+    layers: Sequence[str | AttentionPoints] | AttentionPoints | str | None = None,
+    **options: Any,
 ) -> AttentionConductance:
     """Conductance of attention heads, each split into a pattern and a value part.
 
@@ -136,7 +139,7 @@ def attention_conductance(
         As for :func:`~conductance.total.total_conductance`.
     layers
         Names of attention modules (or globs), or the two ends of their heads (``hooks.AttentionPoints``) where these
-        cannot be found by name; None is all that `hooks.attention_points` finds.
+        cannot be found by name; None is all that `hooks.attention_points` finds and that conductance flows through.
     **options
         ``target``, ``rtol``, ``n_steps`` and the others of :func:`~conductance.flow.conductance_flow`, but ``top`` and
         ``units``.
@@ -144,17 +147,19 @@ def attention_conductance(
     Returns
     -------
     AttentionConductance
-        Per layer and head, with grouped queries per query head.
+        Per layer and head, with grouped queries per query head. A layer that runs several times has a number for each
+        of its calls, as in ``"attention#1"``.
 
     Raises
     ------
-    ValueError
-        If no attention layer is found, or a name is none.
+    ValueError, TypeError
+        If no attention layer is found, or a name is none; for ``top`` or ``units``; and as for a flow.
 
     Notes
     -----
     The value part is the flow from the values to the head, the pattern part all that comes to the head on other ways,
-    which lead through queries and keys (and through a gate on the head, if there is one).
+    which lead through queries and keys (and through a gate on the head, if there is one). Values that do not move along
+    the path, as those of a decoder that reads a fixed text, have the part zero.
 
     Examples
     --------
@@ -172,44 +177,93 @@ def attention_conductance(
         if name in options:
             raise TypeError(f"attention_conductance takes no {name}: its units are the heads")
     chosen = _chosen(model, layers)
-    points = [point for one in chosen for point in (one.value, one.output)]
-    flow = conductance_flow(model, inputs, points, top=None, **options)
-    return _read_off({one.name or "(model)": (one.value.name, one.output.name) for one in chosen}, flow)
+    flow = conductance_flow(model, inputs, _asked(chosen, layers), top=None, **options)
+    points: dict[str, tuple[list[str], str]] = {}
+    for one in chosen:
+        before = list(_calls(model, flow, one.value).values())
+        for call, there in _calls(model, flow, one.output).items():
+            points[(one.name or "(model)") + ("" if call is None else f"#{call}")] = before, there
+    return _read_off(points, flow)
 
 
-def _read_off(points: Mapping[str, tuple[str, str]], flow: ConductanceFlow) -> AttentionConductance:
+def _read_off(points: Mapping[str, tuple[list[str], str]], flow: ConductanceFlow) -> AttentionConductance:
     total, pattern, value, error, head_error = {}, {}, {}, {}, {}
     for name, (before, there) in points.items():
         total[name] = flow.conductance[there]
         none = torch.zeros_like(total[name])
-        incoming = {pair[0]: edge.sum(1) for pair, edge in flow.edges.items() if pair[1] == there}
-        value[name] = incoming.pop(before, none)
-        pattern[name] = sum(incoming.values(), none)
-        error[name] = flow.error[there]
+        parts = {kept: none.clone() for kept in (False, True)}
+        for (start, stop), edge in flow.edges.items():
+            if stop == there:
+                parts[start in before] += edge.sum(1).to(none)
+        pattern[name], value[name], error[name] = parts[False], parts[True], flow.error[there]
         head_error[name] = sum((one.sum(1) for pair, one in flow.edge_error.items() if pair[1] == there), none)
     return AttentionConductance(total, pattern, value, error, head_error, dict(points), flow)
 
 
-def _chosen(model: nn.Module, layers: Sequence[str | AttentionPoints] | str | None) -> list[AttentionPoints]:
+def _chosen(
+    model: nn.Module, layers: Sequence[str | AttentionPoints] | AttentionPoints | str | None
+) -> list[AttentionPoints]:
+    """The attention layers asked, each once."""
     known = {one.name: one for one in attention_points(model)}
-    if layers is None:
-        if not known:
-            raise ValueError(
-                "no attention layer with a value and an output projection was found in the model "
-                "(nn.MultiheadAttention, and one projection of queries, keys and values, have no value tensor to tap); "
-                "give layers as hooks.AttentionPoints(name, output, value)"
-            )
-        return list(known.values())
-    several = [layers] if isinstance(layers, (str, AttentionPoints)) else list(layers)
-    if not several:
+    several = (
+        [*known.values()] if layers is None else [layers] if isinstance(layers, (str, AttentionPoints)) else layers
+    )
+    if not isinstance(several, (list, tuple)):
+        raise TypeError(f"layers is a {type(layers).__name__}; expected names of attention modules, or None for all")
+    if layers is not None and not several:
         raise ValueError("layers is empty; expected names of attention modules, or None for all")
-    found: dict[AttentionPoints, None] = {}
+    if not known and not any(isinstance(one, AttentionPoints) for one in several):
+        raise ValueError(
+            "no attention layer with a value and an output projection was found in the model "
+            "(nn.MultiheadAttention, and one projection of queries, keys and values, have no value tensor to tap); "
+            "give layers as hooks.AttentionPoints(name, output, value)"
+        )
     for one in several:
-        if isinstance(one, AttentionPoints):
-            found[one] = None
+        if not isinstance(one, (str, AttentionPoints)):
+            raise TypeError(
+                f"layers holds a {type(one).__name__}; expected names of attention modules or hooks.AttentionPoints"
+            )
+    chosen = list(dict.fromkeys(found for one in several for found in _meant(one, known)))
+    twice = [one.name for n, one in enumerate(chosen) if one.name in {other.name for other in chosen[:n]}]
+    if twice:
+        raise ValueError(f"layers holds two AttentionPoints of the name {twice[0]!r}; give them names that differ")
+    return chosen
+
+
+def _meant(one: str | AttentionPoints, known: Mapping[str, AttentionPoints]) -> list[AttentionPoints]:
+    """What a name or a glob means."""
+    if isinstance(one, AttentionPoints):
+        return [one]
+    names = [one] if one in known else [name for name in known if fnmatchcase(name, one)]
+    if not names:
+        raise ValueError(f"layers names {one!r}, which is no attention layer; found were {', '.join(known)}")
+    return [known[name] for name in names]
+
+
+def _asked(chosen: list[AttentionPoints], layers: object) -> LayerSpec:
+    """Both ends of all heads as layers of a flow; what is in the list inside is left out if nothing flows there.
+
+    Values found by name may stand still; of points given by hand, and of heads asked for, that is refused.
+    """
+    given = [layers] if isinstance(layers, AttentionPoints) else layers if isinstance(layers, (list, tuple)) else []
+    named: list[LayerSpec] = [] if layers is None else [one.output for one in chosen]
+    named += [one.value for one in chosen if one in given]
+    others: list[LayerSpec] = [one.output for one in chosen] if layers is None else []
+    others += [one.value for one in chosen if one not in given]
+    return [*named, others] if others else named
+
+
+def _calls(model: nn.Module, flow: ConductanceFlow, point: HookPoint) -> dict[int | None, str]:
+    """Name of a point's tensor in the flow for each call of its module; none if nothing flows there."""
+    (asked,) = select(model, point).points
+    found: dict[int | None, str] = {}
+    for name in flow.layers:
+        one = HookPoint.parse(name)
+        if (one.module, one.side, one.index[: len(asked.index)]) != (asked.module, asked.side, asked.index):
             continue
-        names = [one] if one in known else [name for name in known if fnmatchcase(name, one)]
-        if not names:
-            raise ValueError(f"layers names {one!r}, which is no attention layer; found were {list(known)}")
-        found |= dict.fromkeys(known[name] for name in names)
-    return list(found)
+        if None not in (one.call, asked.call) and one.call != asked.call:
+            continue
+        if one.call in found:
+            raise ValueError(f"layers holds {point.name!r}, which is several tensors: {found[one.call]!r}, {name!r}")
+        found[one.call] = name
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,16 +63,21 @@ class Collector:
         Number of examples.
     spread
         Whether to keep the standard deviation over baselines.
+    fold
+        What is summed up of conductances ``(…, *layer shape)`` before their deviation is taken.
     """
 
-    def __init__(self, layouts: Sequence[Layout], batch: int, *, spread: bool) -> None:
+    def __init__(
+        self, layouts: Sequence[Layout], batch: int, *, spread: bool, fold: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
         def empty(layout: Layout, *shape: int) -> Tensor:
             return torch.full((batch, *shape), torch.nan, dtype=work_dtype(layout.dtype), device=layout.device)
 
         self.layouts = layouts
+        self._fold = fold or _as_it_is
         self.conductance = [empty(layout, *layout.shape) for layout in layouts]
         self.unit_error = [empty(layout, _units(layout)) for layout in layouts]
-        self.spread = [empty(layout, *layout.shape) for layout in layouts] if spread else None
+        self.spread = [self._fold(empty(layout, *layout.shape)) for layout in layouts] if spread else None
         self.error = np.full((len(layouts), batch), np.nan)
         self.output, self.baseline_output, self.residual = (np.full(batch, np.nan) for _ in range(3))
         self.status = ["interrupted"] * batch
@@ -95,11 +100,15 @@ class Collector:
             nothing = np.inf if done.error[point] > 0 else 0.0
             self.error[point, n] = done.error[point] / scale if scale > 0 else nothing
             if self.spread is not None:
-                deviation = paths.std(0, correction=0)
-                self.spread[point][n] = deviation.reshape(layout.shape).to(work_dtype(layout.dtype))
+                deviation = self._fold(paths.reshape(-1, *layout.shape)).std(0, correction=0)
+                self.spread[point][n] = deviation.to(work_dtype(layout.dtype))
         self.status[n], self.jumps[n] = done.status, done.jumps
         self.evaluations[n], self.converged[n] = done.evaluations, done.converged
         self.output[n], self.baseline_output[n], self.residual[n] = done.output, done.baseline_output, done.residual
+
+
+def _as_it_is(values: Tensor) -> Tensor:
+    return values
 
 
 def _units(layout: Layout) -> int:

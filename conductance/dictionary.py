@@ -17,10 +17,12 @@ from torch import Tensor
 
 from conductance._reporting import settings_of, warn
 from conductance._requests import checked_rules
+from conductance.errors import ConductanceError
 from conductance.hooks import GraphView, LayerSpec
 from conductance.path import Baseline, Inputs
 from conductance.results import TotalConductance
 from conductance.running import Prepared, Run, prepared
+from conductance.sums import work_dtype
 from conductance.targets import Target
 
 
@@ -51,12 +53,14 @@ def dictionary_conductance(
     layer
         One layer.
     encode
-        Takes activations ``(rows, …, size)``, the layer's units last, to codes ``(rows, …, codes)``. Of PCA:
-        ``lambda y: (y - mean) @ components.T``.
+        Takes activations ``(rows, …, size)``, the layer's units last, to codes ``(rows, …, codes)``, each row by
+        itself. Of PCA: ``lambda y: (y - mean) @ components.T``.
     decoder
         ``(codes, size)``: the direction of each code; a bias of the decoder does not matter.
     rtol, atol, n_steps, max_evaluations, internal_batch_size, on_train, progress
-        As for total conductance; the tolerance holds for ``Σ|error|`` over codes and the elements of the rest.
+        As for total conductance; the tolerance holds for ``Σ|error|`` over codes and the elements of the rest, against
+        their ``Σ|C|``. (``error`` of the result is against the ``Σ|C|`` that it has, with the rest as one unit: where
+        the elements of the rest cancel, it is larger.)
 
     Returns
     -------
@@ -94,9 +98,12 @@ def dictionary_conductance(
     rules = checked_rules(rtol, atol, n_steps, max_evaluations, internal_batch_size)
     if not callable(encode):
         raise TypeError(f"encode is a {type(encode).__name__}; expected a callable of activations that returns codes")
-    if not isinstance(decoder, Tensor) or decoder.dim() != 2 or not decoder.is_floating_point():
-        given = tuple(decoder.shape) if isinstance(decoder, Tensor) else type(decoder).__name__
+    if not isinstance(decoder, Tensor) or decoder.dim() != 2 or not decoder.is_floating_point() or not len(decoder):
+        kind = type(decoder).__name__
+        given = f"{decoder.dtype} {tuple(decoder.shape)}" if isinstance(decoder, Tensor) else f"a {kind}"
         raise TypeError(f"decoder is {given}; expected a floating-point tensor of shape (codes, size of the layer)")
+    if not bool(torch.isfinite(decoder).all()):
+        raise ValueError("decoder holds NaN or infinity")
     with prepared(
         model,
         inputs,
@@ -120,7 +127,8 @@ def dictionary_conductance(
                 "interrupted": interrupted,
                 "seconds": round(time.perf_counter() - started, 3),
             }
-        )
+        ),
+        run.spread,
     )
     warn(result, rules, n_steps)
     return result
@@ -133,14 +141,20 @@ class _Basis:
     encode: Callable[[Tensor], Tensor]
     decoder: Tensor
     axis: int
+    name: str
 
     def __call__(self, _point: int, activation: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
         """Codes beside the rest, and their gradients, units last."""
         with torch.no_grad():
             y, v = activation.movedim(self.axis, -1), gradient.movedim(self.axis, -1)
-            decoder = self.decoder.to(v)
-            codes = self.encode(y).to(v)
-            return torch.cat([codes, y - codes @ decoder], -1), torch.cat([v @ decoder.T, v], -1)
+            codes = self.encode(y.clone())  # it may write on what it gets
+            if not bool(torch.isfinite(codes).all()) and bool(torch.isfinite(y).all()):
+                raise ConductanceError(f"encode gave NaN or infinity for finite activations of layer {self.name!r}")
+            dtype = work_dtype(y.dtype)
+            codes, decoder = codes.to(dtype), self.decoder.to(device=y.device, dtype=dtype)
+            values = torch.cat([codes, y.to(dtype) - codes @ decoder], -1)
+            slopes = torch.cat([v.to(dtype) @ decoder.T, v.to(dtype)], -1)
+            return values.to(y.dtype), slopes.to(v.dtype)
 
 
 class _Dictionary:
@@ -156,8 +170,9 @@ class _Dictionary:
             raise ValueError(f"layer {info.name!r} has no plain unit axis that a dictionary could replace")
         size = info.shape[axis]
         if decoder.shape[1] != size:
+            hint = "; give its transpose, decoder.T" if decoder.shape[0] == size else ""
             raise ValueError(
-                f"decoder has shape {tuple(decoder.shape)}; expected (codes, {size}), the units of {info.name!r}"
+                f"decoder has shape {tuple(decoder.shape)}; expected (codes, {size}), the units of {info.name!r}{hint}"
             )
         shape = [length for place, length in enumerate(info.shape) if place not in (axis, info.point.batch_axis)]
         rows = info.shape[info.point.batch_axis]
@@ -169,38 +184,57 @@ class _Dictionary:
         moved = axis - (axis > info.point.batch_axis)  # rows come first when the basis is changed
         found = asked.found if smooth else replace(asked.found, kinked=(*asked.found.kinked, "encode"))
         self.ready = replace(
-            asked, points=[there], found=found, change=_Basis(encode, decoder.detach(), moved + 1), tapped=[info]
+            asked,
+            points=[there],
+            found=found,
+            change=_Basis(encode, decoder.detach(), moved + 1, info.name),
+            tapped=[info],
+            fold=self._fold,
         )
 
-    def folded(self, result: TotalConductance) -> TotalConductance:
-        """The rest as one unit."""
-        name, count = self._info.name, self._codes
+    def _fold(self, values: Tensor) -> Tensor:
+        """Codes and the sum of the elements of the rest."""
+        return torch.cat([values[..., : self._codes], values[..., self._codes :].sum(-1, keepdim=True)], -1)
 
-        def fold(values: Tensor) -> Tensor:
-            return torch.cat([values[..., :count], values[..., count:].sum(-1, keepdim=True)], -1)
-
-        info = result.info[name]
+    def folded(self, result: TotalConductance, spread: dict[str, Tensor] | None) -> TotalConductance:
+        """The rest as one unit; of the spread it is already one."""
+        name = self._info.name
+        before, info = result[name], result.info[name]
+        after = self._fold(before)
+        # the same Σ|error|, against what Σ|C| is now
+        size, other = (one.to(result.error[name]).abs().flatten(1).sum(1) for one in (before, after))
         return replace(
             result,
-            conductance={name: fold(result.conductance[name])},
-            unit_error={name: fold(result.unit_error[name])},
-            info={name: replace(info, shape=(*info.shape[:-1], count + 1))},
-            spread=None,
+            conductance={name: after},
+            unit_error={name: self._fold(result.unit_error[name])},
+            error={name: torch.where(size > 0, result.error[name] * (size / other), result.error[name])},
+            info={name: replace(info, shape=(*info.shape[:-1], self._codes + 1))},
+            spread=spread,
         )
 
 
 def _check(encode: Callable[[Tensor], Tensor], rows: Tensor, codes: int) -> bool:
-    """Refuse an encoder that does not give codes; whether it is smooth."""
+    """Refuse an encoder that does not give codes of each row by itself; whether it is smooth."""
     leaf = torch.randn_like(rows).requires_grad_()
     try:
-        found = encode(leaf)
+        found = encode(leaf.clone())
     except Exception as error:
         error.add_note(f"encode received activations of shape {tuple(rows.shape)}, {rows.dtype} on {rows.device}")
         raise
     expected = (*rows.shape[:-1], codes)
     if not isinstance(found, Tensor) or tuple(found.shape) != expected:
-        given = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise ValueError(f"encode gave {given} for activations {tuple(rows.shape)}; expected {expected}")
-    if not found.requires_grad:
+        given = tuple(found.shape) if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        raise ValueError(f"encode gave {given} for activations {tuple(rows.shape)}; expected a tensor {expected}")
+    if not found.is_floating_point():
+        raise ValueError(f"encode gave a tensor of {found.dtype}; expected floating-point codes")
+    alone = torch.stack([encode(torch.stack([row] * len(rows))).detach()[0] for row in leaf.detach()])
+    allowed = found.detach().abs().nan_to_num(0.0, 0.0).max() * torch.finfo(rows.dtype).eps ** 0.5
+    if not bool(torch.isclose(found.detach(), alone, rtol=0.0, atol=float(allowed), equal_nan=True).all()):
+        raise ValueError(
+            "encode gave other codes for a row beside another one than beside its copy: it is random, or mixes its "
+            "rows (dropout in train mode, a top-k over the batch); expected the codes of each row by itself"
+        )
+    view = GraphView(found.sum(), [leaf]) if found.requires_grad else None
+    if view is None or not view.gradient_flows:
         return False  # what is hidden from autograd may have kinks
-    return not GraphView(found.sum(), [leaf]).kinked_operators()
+    return not view.kinked_operators()

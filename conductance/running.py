@@ -59,6 +59,8 @@ class Prepared:
     change, tapped
         Change of what the points deliver, with the batch axis first, before it is integrated (see
         :class:`~conductance.engine.Engine`), and the points as they are in the model, if they differ from `points`.
+    fold
+        What the result sums up of each point's conductance, if it does; the spread over baselines is that of the sums.
     """
 
     model: Callable[..., Any]
@@ -71,6 +73,7 @@ class Prepared:
     fewest: int
     change: Change | None = None
     tapped: list[PointInfo] | None = None
+    fold: Callable[[Tensor], Tensor] | None = None
 
     @property
     def kinked(self) -> bool:
@@ -130,6 +133,7 @@ class Run:
         points, path = ready.points, ready.path
         self.points = points
         self.path = path
+        self.folded = ready.fold is not None
         layouts = [layout_of(info) for info in points]
         leaves = [_leaf_layout(path.ends[key]) for key in path.moving]
         row_bytes = sum(layout.size * layout.dtype.itemsize for layout in layouts + leaves)
@@ -144,7 +148,7 @@ class Run:
             ready.model, ready.selection.modules, tapped, path, ready.function, ready.fewest, ready.change
         )
         self.layouts = layouts
-        self.collector = Collector(layouts, path.batch, spread=per_example > 1)
+        self.collector = Collector(layouts, path.batch, spread=per_example > 1, fold=ready.fold)
         few = n_steps is not None and n_steps <= min(self.rows, 64)
         sums = RunningSums(layouts + leaves, flights, per_example, wide=not few)
         precision = np.array([float(torch.finfo(layout.dtype).eps) / 2 for layout in layouts + leaves])
@@ -209,9 +213,16 @@ class Run:
             jumps=tuple(taken.jumps),
             evaluations=torch.as_tensor(taken.evaluations).to(device),
             converged=torch.as_tensor(taken.converged).to(device),
-            spread=dict(zip(names, taken.spread, strict=True)) if taken.spread is not None else None,
+            spread=None if self.folded else self.spread,
             settings=settings,
         )
+
+    @property
+    def spread(self) -> dict[str, Tensor] | None:
+        """Standard deviation over several baselines, of each layer; summed up as the points say, unlike a result."""
+        if self.collector.spread is None:
+            return None
+        return dict(zip((info.name for info in self.points), self.collector.spread, strict=True))
 
 
 def _show(bar: Any, evaluations: int) -> None:

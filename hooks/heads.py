@@ -8,10 +8,9 @@ from torch import nn
 from conductance.hooks.points import HookPoint
 
 #: Names that values and output projections go by in transformers' models, and in many others.
-_VALUES = ("v_proj", "value", "v", "v_lin", "self.value", "attention.value", "to_v", "wv")
+_VALUES = ("v_proj", "value", "v", "v_lin", "self.value", "self.value_proj", "attention.value", "to_v", "wv")
 _OUTPUTS = ("o_proj", "out_proj", "o", "out_lin", "output.dense", "to_out.0", "wo", "c_proj", "dense")
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
-_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads")
 
 
 @dataclass(frozen=True)
@@ -58,13 +57,16 @@ def attention_points(model: nn.Module) -> list[AttentionPoints]:
     >>> found.output.name, found.output.unit_groups, found.value.name, found.value.unit_groups
     ('attn.o_proj:in', 4, 'attn.v_proj', 2)
     """
+    if not isinstance(model, nn.Module):
+        msg = f"model is a {type(model).__name__}; expected a torch.nn.Module, in which layers can be found by name"
+        raise TypeError(msg)
     found = []
     for name, module in model.named_modules():
         for value, output, heads in _ends(module):
             below = f"{name}." if name else ""
-            values, size = getattr(module.get_submodule(value), "out_features", 0), 0
-            size = getattr(module.get_submodule(output), "in_features", 0) // heads
-            shared = values // size if size and values and values % size == 0 else heads
+            size = _features(module, output, "in_features") // heads
+            values = _features(module, value, "out_features")
+            shared = values // size if values % size == 0 else heads
             found.append(
                 AttentionPoints(
                     name,
@@ -86,18 +88,22 @@ def _innermost(one: AttentionPoints, found: list[AttentionPoints]) -> bool:
 
 def _ends(module: nn.Module) -> Iterator[tuple[str, str, int]]:
     """Names of the value and the output projection below a module, and its heads."""
-    value = next((name for name in _VALUES if _is_linear(module, name)), None)
-    output = next((name for name in _OUTPUTS if _is_linear(module, name)), None)
+    value = next((name for name in _VALUES if _features(module, name, "out_features")), None)
+    output = next((name for name in _OUTPUTS if _features(module, name, "in_features")), None)
     heads = _number(module, _HEADS)
-    if value is not None and output is not None and heads:
+    if value is None or output is None or heads < 1:
+        return
+    if _features(module, output, "in_features") % heads == 0:
         yield value, output, heads
 
 
-def _is_linear(module: nn.Module, name: str) -> bool:
+def _features(module: nn.Module, name: str, side: str) -> int:
+    """Size of one side of a linear map below a module, or of what stands in for one; 0 if there is none."""
     try:
-        return isinstance(module.get_submodule(name), nn.Linear)
+        size = getattr(module.get_submodule(name), side, 0)
     except AttributeError:
-        return False
+        return 0
+    return size if isinstance(size, int) else 0
 
 
 def _number(module: nn.Module, names: tuple[str, ...]) -> int:
