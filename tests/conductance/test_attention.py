@@ -275,7 +275,7 @@ def test_a_table() -> None:
     )
     with pytest.raises(KeyError, match="No layer 'bert' here"):
         found.to_dataframe("bert")
-    assert repr(found) == "AttentionConductance(2 layers, 8 heads, 3 examples)"
+    assert repr(found) == "AttentionConductance(2 layers, 8 heads, 3 examples, 3 converged)"
 
 
 class Fused(nn.Module):
