@@ -109,6 +109,19 @@ def _convolved(module: Any, inputs: Tensor, outputs: Tensor) -> Tensor:
     return result
 
 
+def changes_what_it_made(module: Any, inputs: Tensor, outputs: Tensor) -> bool:
+    """Whether the output is not what the layer's own forward makes of the input: hooks, a patched forward.
+
+    The gradient behind the layer then belongs to another tensor than its weight made.
+    """
+    turned = bool(getattr(module, "transposed", False))  # a call may have named the output's size instead
+    sizes = {"output_size": list(outputs.shape[2:])} if turned else {}
+    with torch.no_grad():
+        own = type(module).forward(module, inputs.detach(), **sizes).to(outputs)
+        difference, size = (own - outputs).abs().max(), torch.maximum(own.abs().max(), outputs.abs().max())
+    return bool(float(difference) > torch.finfo(outputs.dtype).eps ** 0.5 * float(size))
+
+
 class WeightSums:
     """Running sums for every weight of a layer, in which only the examples count that are done.
 
