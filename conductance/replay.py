@@ -229,7 +229,8 @@ class Increments:
             rise = y[rows.reshape(-1)].reshape(*rows.shape, -1)
             rise = rise - rise[:, :1]  # the constant cancels
             matrices = [one.value, one.difference, *([] if one.before is None else [one.before])]
-            value, *errors = (torch.bmm(torch.as_tensor(m, device=y.device).to(y.dtype), rise) for m in matrices)
+            with torch.autocast(y.device.type, enabled=False):  # it is meant for the model, not for sums
+                value, *errors = (torch.bmm(torch.as_tensor(m, device=y.device).to(y.dtype), rise) for m in matrices)
             self.value.index_add_(0, rows.reshape(-1), value.reshape(-1, y.shape[1]))
             self.slots[rows.reshape(-1)] = slots.repeat_interleave(rows.shape[1])
             for whole, error in zip(self.errors, errors, strict=False):

@@ -73,6 +73,11 @@ def products(module: Any, inputs: Tensor, outputs: Tensor) -> Tensor:
     inputs, outputs
         Like its input and its output, ``(rows, …)``.
     """
+    with torch.autocast(inputs.device.type, enabled=False):  # it is meant for the model, not for sums
+        return _products(module, inputs, outputs)
+
+
+def _products(module: Any, inputs: Tensor, outputs: Tensor) -> Tensor:
     if isinstance(module, nn.modules.conv._ConvNd):
         return _convolved(module, inputs, outputs)
     ends = inputs.reshape(-1, inputs.shape[-1]), outputs.reshape(-1, outputs.shape[-1])
