@@ -139,7 +139,7 @@ class _Basis:
         with torch.no_grad():
             y, v = activation.movedim(self.axis, -1), gradient.movedim(self.axis, -1)
             decoder = self.decoder.to(v)
-            codes = self.encode(y)
+            codes = self.encode(y).to(y)  # an encoder may compute in a precision of its own
             return torch.cat([codes, y - codes @ decoder], -1), torch.cat([v @ decoder.T, v], -1)
 
 
