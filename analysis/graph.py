@@ -184,8 +184,9 @@ def check_graph(graph: object, name: str = "graph") -> None:
     """Refuse what is not a flow graph; an edge has to lead to a later layer, so there is no cycle."""
     import networkx as nx
 
-    if not isinstance(graph, nx.DiGraph) or "layers" not in graph.graph:
-        found = f"a {type(graph).__name__} without layers" if isinstance(graph, nx.DiGraph) else type(graph).__name__
+    plain = isinstance(graph, nx.DiGraph) and not graph.is_multigraph()
+    if not plain or not isinstance(graph, nx.DiGraph) or "layers" not in graph.graph:
+        found = f"a {type(graph).__name__} without layers" if plain else type(graph).__name__
         msg = f"{name} must be a networkx.DiGraph, as flow_graph returns it, got {found}."
         raise TypeError(msg)
     for attributes, entries in ((NODE_ATTRIBUTES, graph.nodes.items()), (EDGE_ATTRIBUTES, graph.edges.items())):

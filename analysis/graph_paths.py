@@ -206,7 +206,7 @@ def backbone(graph: "nx.DiGraph", share: float = 0.8) -> "nx.DiGraph":
     import networkx as nx
 
     check_graph(graph)
-    if isinstance(share, bool) or not 0 < share <= 1:
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
         msg = f"share is {share!r}, expected a number above 0 and at most 1."
         raise ValueError(msg)
     nodes = sorted(graph, key=lambda node: node_key(graph, node))

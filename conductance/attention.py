@@ -176,6 +176,10 @@ def attention_conductance(
     for name in ("top", "units"):
         if name in options:
             raise TypeError(f"attention_conductance takes no {name}: its units are the heads")
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model is a {type(model).__name__}; expected a module, in which attention layers are looked for"
+        )
     chosen = _chosen(model, layers)
     flow = conductance_flow(model, inputs, _asked(chosen, layers), top=None, **options)
     points: dict[str, tuple[list[str], str]] = {}

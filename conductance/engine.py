@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from conductance.errors import ConductanceError
-from conductance.hooks import HookPoint, PointInfo, buffers_kept, capture, hold
+from conductance.hooks import HookPoint, PointInfo, buffers_kept, capture, hold, uncompiled
 from conductance.path import Rows, StraightPath
 from conductance.sums import wide_dtype
 from conductance.targets import TargetFunction
@@ -322,13 +322,19 @@ def undisturbed(model: Callable[..., Any], modules: Mapping[str, nn.Module]) -> 
     """Run a model for its gradients and leave it as it came.
 
     Parameters need no gradient meanwhile (less is stored); random state and buffers are put back; works inside
-    ``no_grad`` and ``inference_mode``.
+    ``no_grad`` and ``inference_mode``; what is compiled runs eagerly, for compiled code passes by hooks.
     """
     roots = [model] if isinstance(model, nn.Module) else list(modules.values())
     parameters = {p for root in roots for p in root.parameters() if p.requires_grad and not p.is_inference()}
     every = {module for root in roots for module in root.modules()}
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
-    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices), buffers_kept(every):
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.random.fork_rng(devices),
+        buffers_kept(every),
+        uncompiled(),
+    ):
         try:
             for parameter in parameters:
                 parameter.requires_grad_(False)

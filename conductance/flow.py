@@ -24,10 +24,11 @@ from conductance.flow_graph import INPUT, Wiring, wired
 from conductance.flow_results import SINK, SOURCE, ConductanceFlow, Pair, Unit
 from conductance.following import TwoRuns
 from conductance.hooks import LayerSpec
+from conductance.increments import estimated
 from conductance.panels import Floats
 from conductance.path import Baseline, Inputs, StraightPath
 from conductance.refinement import ROUNDINGS
-from conductance.replay import Replayed, estimated
+from conductance.replay import Replayed
 from conductance.running import layout_of, prepared
 from conductance.sums import Layout, wide_dtype, work_dtype
 from conductance.targets import Target

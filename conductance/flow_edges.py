@@ -13,8 +13,9 @@ from conductance.features import Features
 from conductance.flow_graph import INPUT, Blocked, Wiring
 from conductance.flow_results import REST, Unit
 from conductance.flow_weights import ThroughWeights
+from conductance.increments import Increments, Parts
 from conductance.pulling import as_it_is
-from conductance.replay import Increments, Parts, Rows, held_calls
+from conductance.replay import Rows, held_calls
 from conductance.sums import Layout
 from conductance.units import neuron_of, unit_count
 

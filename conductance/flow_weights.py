@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from conductance.flow_graph import Wiring
 from conductance.hooks import PointInfo
-from conductance.replay import Increments, Parts
+from conductance.increments import Increments, Parts
 from conductance.sums import Layout, wide_dtype
 from conductance.weighing import has_weights, products, weight_info
 

@@ -21,12 +21,13 @@ from conductance.errors import ConductanceError, check_choice
 from conductance.features import FeatureGroups, Features
 from conductance.following import TwoRuns
 from conductance.hooks import LayerSpec
+from conductance.increments import estimated
 from conductance.neuron_results import NeuronConductance
 from conductance.path import Baseline, Inputs
 from conductance.pulling import Pull
 from conductance.pushing import Push
 from conductance.refinement import ROUNDINGS
-from conductance.replay import Replayed, estimated
+from conductance.replay import Replayed
 from conductance.results import TotalConductance
 from conductance.running import layout_of, prepared
 from conductance.sums import wide_dtype, work_dtype

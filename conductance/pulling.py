@@ -9,7 +9,8 @@ from torch import Tensor
 
 from conductance.engine import Engine, Held
 from conductance.features import Features
-from conductance.replay import Parts, Rows, held_calls
+from conductance.increments import Parts
+from conductance.replay import Rows, held_calls
 from conductance.units import Neuron
 
 

@@ -21,8 +21,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from conductance.engine import Engine, Held
 from conductance.features import Features
+from conductance.increments import Parts
 from conductance.pulling import Kept, Pull, as_it_is
-from conductance.replay import Parts, Rows, held_calls
+from conductance.replay import Rows, held_calls
 from conductance.units import Neuron
 
 #: One pass that gives the tangent of each layer from the tangents of the leaves.

@@ -1,9 +1,7 @@
 """Integration along path rules that are given: rows packed into calls, and what their panels make of them.
 
 Where :mod:`~conductance.refinement` finds the nodes of a path, this runs them again for quantities that take more
-than one backward pass a row. An integral ``∫ v dy`` over the panels of a rule is ``Σ_k v_k U_k`` with the increments
-``U_k = Σ_l A_kl y_l`` of the activation, which are known after the forward pass; so each gradient can be reduced the
-moment it exists, and is never stored. Straight integrals ``∫ g da`` are the case ``y = a``.
+than one backward pass a row. What becomes of their gradients is in :mod:`~conductance.increments`.
 """
 
 from __future__ import annotations
@@ -18,15 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from conductance.engine import Engine, Held, Nodes
+from conductance.increments import Alike, Increments
 from conductance.kinked import panel_matrices, tangents
 from conductance.quadrature import Panel, PathRule
-from conductance.sums import SPREAD, wide_dtype, work_dtype
-
-#: Sums ``(n, elements)`` over groups of elements: ``(n, groups)``.
-Grouping: TypeAlias = Callable[[Tensor], Tensor]
-#: Fall of the differences of rules from which the estimate is extrapolated, and the safety on it.
-FALL = 8.0
-SAFETY = 4.0
+from conductance.sums import work_dtype
 
 
 @dataclass(frozen=True)
@@ -80,24 +73,10 @@ def packed(rules: Mapping[int, PathRule], rows: int) -> Iterator[list[Piece]]:
         yield batch
 
 
-@dataclass(frozen=True)
-class _Alike:
-    """Panels of equal size: rows ``(panels, nodes)``, places of their examples, matrices, factor on the estimate."""
-
-    rows: NDArray[np.int64]
-    slots: NDArray[np.int64]
-    value: NDArray[np.float64]
-    difference: NDArray[np.float64]
-    before: NDArray[np.float64] | None
-    credit: NDArray[np.float64]
-    tangents: NDArray[np.bool_]
-    straight: NDArray[np.bool_]
-
-
 _Entry: TypeAlias = tuple[NDArray[np.int64], int, Panel, PathRule]
 
 
-def _alike(panels: list[_Entry], per_example: int) -> _Alike:
+def _alike(panels: list[_Entry], per_example: int) -> Alike:
     rows, slots = np.stack([entry[0] for entry in panels]), np.array([entry[1] for entry in panels])
     credit = np.array([rule.credit for *_, rule in panels])
     factor = credit[:, None, None] / per_example
@@ -106,7 +85,7 @@ def _alike(panels: list[_Entry], per_example: int) -> _Alike:
     before = [panel.before for _, _, panel, _ in panels if panel.before is not None]
     meet = np.array([rule.straight is not None for *_, rule in panels])
     straight = np.array([rule.straight is not None and bool(rule.straight[p.start]) for *_, p, rule in panels])
-    return _Alike(rows, slots, value, difference, np.stack(before) * factor if before else None, credit, meet, straight)
+    return Alike(rows, slots, value, difference, np.stack(before) * factor if before else None, credit, meet, straight)
 
 
 class Rows:
@@ -135,7 +114,7 @@ class Rows:
         self.examples = list(dict.fromkeys(piece.path // per_example for piece in pieces))
         self._alike = self._panels(per_example)
 
-    def _panels(self, per_example: int) -> list[_Alike]:
+    def _panels(self, per_example: int) -> list[Alike]:
         place = {example: slot for slot, example in enumerate(self.examples)}
         found: dict[tuple[int, bool], list[_Entry]] = {}
         first = 0
@@ -204,100 +183,6 @@ class Rows:
         return self.increments(place[:, None])
 
 
-class Increments:
-    """Increments of one tensor over the panels of some rows.
-
-    Attributes
-    ----------
-    value
-        ``U_k = Σ_l A_kl y_l`` of each row, ``(rows, elements)``.
-    slots
-        Place of each row's example.
-    errors
-        The same for the differences of rules on two levels, signed, if they were asked for.
-    """
-
-    def __init__(self, alike: list[_Alike], activation: Tensor, examples: int, *, with_error: bool = False) -> None:
-        y = activation.to(work_dtype(activation.dtype))
-        self.value = torch.zeros_like(y)
-        self.errors = [torch.zeros_like(y) for _ in range(2 if with_error else 0)]
-        self.examples = examples
-        self._panels: list[tuple[Tensor, Tensor, list[Tensor]]] = []
-        self.slots = torch.zeros(len(y), dtype=torch.int64, device=y.device)
-        for one in alike:
-            rows, slots = (torch.as_tensor(part, device=y.device) for part in (one.rows, one.slots))
-            rise = y[rows.reshape(-1)].reshape(*rows.shape, -1)
-            rise = rise - rise[:, :1]  # the constant cancels
-            matrices = [one.value, one.difference, *([] if one.before is None else [one.before])]
-            value, *errors = (torch.bmm(torch.as_tensor(m, dtype=y.dtype).to(y.device), rise) for m in matrices)
-            self.value.index_add_(0, rows.reshape(-1), value.reshape(-1, y.shape[1]))
-            self.slots[rows.reshape(-1)] = slots.repeat_interleave(rows.shape[1])
-            for whole, error in zip(self.errors, errors, strict=False):
-                whole.index_add_(0, rows.reshape(-1), error.reshape(-1, y.shape[1]))
-            self._panels.append((rows, slots, errors))
-
-    def integrate(self, gradient: Tensor, group: Grouping, first: int = 0) -> Parts:
-        """Reduce the gradient ``(n, elements)`` of the rows from ``first`` on.
-
-        Where the increments are one number a row, the gradient is the integrand of a straight integral, with any
-        number of elements.
-        """
-        v = gradient.to(self.value.dtype)
-        wide = wide_dtype(v.device)
-        own = slice(first, first + len(v))
-        rows = group(v * self.value[own]).to(wide)
-        value = torch.zeros(self.examples, rows.shape[1], dtype=wide, device=v.device)
-        value.index_add_(0, self.slots[own], rows)
-        if len(v) < len(self.value):
-            whole = v.new_zeros(len(self.value), v.shape[1])
-            whole[own] = v
-            v = whole
-        panels = []
-        for at, slots, errors in self._panels:
-            chosen = v[at.reshape(-1)].reshape(*at.shape, -1)
-            panels.append((slots, [group((chosen * error).sum(1)).to(wide) for error in errors]))
-        return Parts(value, panels)
-
-
-@dataclass
-class Parts:
-    """An integral over the rows of one or several calls: values of examples, and local estimates of panels.
-
-    Attributes
-    ----------
-    value
-        ``(examples, groups)``.
-    panels
-        For panels of equal size the place of their example, and their differences of rules ``(panels, groups)``.
-    """
-
-    value: Tensor
-    panels: list[tuple[Tensor, list[Tensor]]]
-
-    def __add__(self, other: Parts) -> Parts:
-        """The same over the rows of both."""
-        panels = [
-            (slots, [one + two for one, two in zip(mine, theirs, strict=True)])
-            for (slots, mine), (_, theirs) in zip(self.panels, other.panels, strict=True)
-        ]
-        return Parts(self.value + other.value, panels)
-
-    def closed(self) -> Tensor:
-        """Sum over panels, once all their rows are in.
-
-        Returns
-        -------
-        Tensor
-            ``(5, examples, groups)``: value, signed error, its squares, absolute differences of rules on two levels.
-        """
-        result = self.value.new_zeros(5, *self.value.shape)
-        result[0] = self.value
-        for slots, (fine, *coarse) in self.panels:
-            for row, one in enumerate([fine, fine * fine, fine.abs(), *(one.abs() for one in coarse)], 1):
-                result[row].index_add_(0, slots, one)
-        return result
-
-
 def held_calls(engine: Engine, batch: Rows, rows: int) -> Iterator[tuple[slice, Held]]:
     """Run rows forward in calls of at most ``rows`` rows, with all their panels weighed."""
     calls = list(batch.calls(rows))
@@ -363,12 +248,3 @@ def replay(
                 open_[example] = own
         for example in batch.complete:
             yield open_.pop(example)
-
-
-def estimated(sums: Tensor) -> Tensor:
-    """Estimated absolute error ``(groups,)`` from the sums ``(5, groups)`` over all panels of an example."""
-    _, signed, square, fine, coarse = sums
-    bound = torch.maximum(signed.abs(), SPREAD * square.clamp(min=0.0).sqrt())
-    before = float(coarse.sum())
-    fall = float(fine.sum()) / before if before > 0 else 1.0
-    return bound * (min(1.0, SAFETY * fall) if fall <= 1 / FALL else 1.0)

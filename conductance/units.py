@@ -91,6 +91,7 @@ def chosen(neurons: Neurons, layout: Layout, layer: str, argument: str = "neuron
 
 def _found(given: Any, layout: Layout, units: int, layer: str, argument: str) -> list[Neuron]:
     if isinstance(given, slice):
+        _check_slice(given, argument)
         return [neuron_of(layout, unit) for unit in range(*given.indices(units))]
     if isinstance(given, tuple):
         return [_indexed(given, layout, layer, argument)]
@@ -105,6 +106,13 @@ def _found(given: Any, layout: Layout, units: int, layer: str, argument: str) ->
     return [neuron_of(layout, unit % units)]
 
 
+def _check_slice(given: slice, argument: str) -> None:
+    try:
+        given.indices(1)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{argument} holds {given}: {error}") from error
+
+
 def _indexed(index: tuple[Any, ...], layout: Layout, layer: str, argument: str) -> Neuron:
     shape = layout.shape
     if len(index) != len(shape):
@@ -115,6 +123,7 @@ def _indexed(index: tuple[Any, ...], layout: Layout, layer: str, argument: str) 
     places: list[Any] = []
     for axis, (one, size) in enumerate(zip(index, shape, strict=True)):
         if isinstance(one, slice):
+            _check_slice(one, argument)
             if not len(range(*one.indices(size))):
                 raise ValueError(
                     f"{argument}: {_written(index)} is empty; axis {axis} of layer {layer!r} has {size} places"

@@ -73,6 +73,11 @@ def products(module: Any, inputs: Tensor, outputs: Tensor) -> Tensor:
     inputs, outputs
         Like its input and its output, ``(rows, …)``.
     """
+    with torch.autocast(inputs.device.type, enabled=False):  # it is meant for the model, not for sums
+        return _products(module, inputs, outputs)
+
+
+def _products(module: Any, inputs: Tensor, outputs: Tensor) -> Tensor:
     if isinstance(module, nn.modules.conv._ConvNd):
         return _convolved(module, inputs, outputs)
     ends = inputs.reshape(-1, inputs.shape[-1]), outputs.reshape(-1, outputs.shape[-1])
@@ -107,6 +112,19 @@ def _convolved(module: Any, inputs: Tensor, outputs: Tensor) -> Tensor:
     )
     result: Tensor = found[1]
     return result
+
+
+def changes_what_it_made(module: Any, inputs: Tensor, outputs: Tensor) -> bool:
+    """Whether the output is not what the layer's own forward makes of the input: hooks, a patched forward.
+
+    The gradient behind the layer then belongs to another tensor than its weight made.
+    """
+    turned = bool(getattr(module, "transposed", False))  # a call may have named the output's size instead
+    sizes = {"output_size": list(outputs.shape[2:])} if turned else {}
+    with torch.no_grad():
+        own = type(module).forward(module, inputs.detach(), **sizes).to(outputs)
+        difference, size = (own - outputs).abs().max(), torch.maximum(own.abs().max(), outputs.abs().max())
+    return bool(float(difference) > torch.finfo(outputs.dtype).eps ** 0.5 * float(size))
 
 
 class WeightSums:

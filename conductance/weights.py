@@ -29,7 +29,7 @@ from conductance.replay import Rows, held_calls, packed
 from conductance.results import TotalConductance
 from conductance.running import Prepared, Run, prepared
 from conductance.targets import Target
-from conductance.weighing import WeightSums, products, weight_info, weight_of
+from conductance.weighing import WeightSums, changes_what_it_made, products, weight_info, weight_of
 from conductance.weight_results import WeightConductance, error_of
 
 #: Rounds of refinement after the nodes of total conductance have been run.
@@ -61,7 +61,8 @@ def weight_conductance(
     layers
         Linear layers and convolutions (transposed ones too, and output projections that share an embedding's weight),
         named as for total conductance. None is all of them. The calls of a layer that runs several times are summed.
-        A class that changes what a linear layer does (its own ``forward``) is left out, or refused if it is named.
+        A layer that does more than its weight says (a ``forward`` of its own, a hook on its output) is left out, or
+        refused if it is named.
     rtol, atol, n_steps, max_evaluations, internal_batch_size, on_train, progress
         As for total conductance. The tolerance holds for the units at both ends of each layer, and for ``Σ|error|``
         of its weights, summed over the batch, against ``Σ|E|``.
@@ -178,11 +179,32 @@ class _Work:
                 f"layers names {', '.join(map(repr, bad[:5]))}, whose input and output do not both have the examples "
                 "along their first axis, or which did not run as a module"
             )
+        self._leave_out_changed(request)
         self.modules = {name: request.modules[name] for name in self.ends}
         self.spent = np.zeros(ready.path.batch, dtype=np.int64)
         self.sums: dict[str, Tensor] = {name: WeightSums(module).result() for name, module in self.modules.items()}
         self.done: list[int] = []
         self.ratios = dict.fromkeys(self.modules, np.inf)
+
+    def _leave_out_changed(self, request: WeightLayers) -> None:
+        """Leave out layers whose output is not what the weight made, by one call of two rows; refuse named ones."""
+        tensors = self.run.engine.hold(np.zeros(2, dtype=np.int64), np.ones(2)).tensors
+        changed = {
+            name: None
+            for name, ends in self.ends.items()
+            for before, behind in ends
+            if (inputs := self._rows_first(before, tensors[before])) is not None
+            and (outputs := self._rows_first(behind, tensors[behind])) is not None
+            and changes_what_it_made(request.modules[name], inputs, outputs)
+        }
+        bad = [name for name in changed if name in request.named or len(changed) == len(self.ends)]
+        if bad:
+            told = ", ".join(repr(HookPoint(name).name) for name in bad[:5])
+            raise ValueError(
+                f"layers names {told}, whose output is not what the weight makes of the input: "
+                "a forward hook or a patched forward changes it; remove that, or put it into a module of its own"
+            )
+        self.ends = {name: ends for name, ends in self.ends.items() if name not in changed}
 
     def execute(self, nodes: dict[int, PathRule], pilot: TotalConductance, progress: bool, *, adaptive: bool) -> bool:
         """Run to the end, or until the user interrupts; whether that happened."""

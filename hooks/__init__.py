@@ -1,6 +1,7 @@
 """Taps on a model: name the tensors inside it, list them, and receive their activations and gradients."""
 
 from conductance.hooks.capturing import Consumer, capture
+from conductance.hooks.eager import uncompiled
 from conductance.hooks.heads import AttentionPoints, attention_points
 from conductance.hooks.holding import hold
 from conductance.hooks.keeping import buffers_kept
@@ -31,4 +32,5 @@ __all__ = [
     "probe",
     "producer_unit_axis",
     "select",
+    "uncompiled",
 ]

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from threading import get_ident
 from typing import Any, TypeAlias
 
 import torch
@@ -45,6 +46,7 @@ class Recorder:
         self.sides = dict.fromkeys((point.module, point.side) for point in selection.points)
         self.seen: dict[Place, Seen] = {}
         self.calls: Counter[tuple[str, Side]] = Counter()
+        self.thread = get_ident()
 
     def record(self, run: Callable[[], Tensor | None]) -> Tensor | None:
         """Run, and note what passes; calls are counted anew each time the model is entered."""
@@ -69,8 +71,12 @@ class Recorder:
         return [other for other in self.seen if other[:3] == place[:3]]
 
     def _entered(self, _module: nn.Module, _args: Any) -> None:
-        if not in_backward():
+        if not self._is_other_run():
             self.calls.clear()
+
+    def _is_other_run(self) -> bool:
+        """Whether the model runs inside a backward pass, or for someone else in another thread."""
+        return in_backward() or get_ident() != self.thread
 
     def _after(self, name: str) -> Callable[..., Any]:
         return lambda _module, _args, output: self._note(name, "out", output)
@@ -84,7 +90,7 @@ class Recorder:
 
     def _note(self, name: str, side: Side, tree: Any) -> Any:
         """Note the tensors of one call; the changed tree where copies go on, else None."""
-        if in_backward():
+        if self._is_other_run():
             return None
         call = self.calls[name, side]
         self.calls[name, side] += 1

@@ -4,6 +4,7 @@ import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
+from threading import get_ident
 from types import TracebackType
 from typing import Any, Literal, Self, TypeAlias
 
@@ -98,11 +99,13 @@ class capture:
         self._calls: dict[tuple[str, Side], int] = {}
         self._taps: weakref.WeakSet[_Tap] = weakref.WeakSet()
         self._handles: ExitStack | None = None
+        self._thread = get_ident()
 
     def __enter__(self) -> Self:
         if self._handles is not None:
             msg = "this capture is already entered; leave it first, or make a second capture"
             raise RuntimeError(msg)
+        self._thread = get_ident()
         with ExitStack() as handles:
             if isinstance(self._root, nn.Module):
                 handles.callback(self._root.register_forward_pre_hook(self._entered, prepend=True).remove)
@@ -131,15 +134,19 @@ class capture:
         self._calls.clear()
 
     def _entered(self, _module: nn.Module, _args: Any) -> None:
-        if not in_backward():
+        if not self._is_other_run():
             self.restart()
+
+    def _is_other_run(self) -> bool:
+        """Whether the model runs inside a backward pass, or for someone else in another thread."""
+        return in_backward() or get_ident() != self._thread
 
     def _register(self, name: str, side: Side, requests: list[HookPoint]) -> RemovableHandle:
         def after(_module: nn.Module, _args: Any, output: Any) -> Any:
-            return None if in_backward() else self._tap_all((name, side), requests, output)
+            return None if self._is_other_run() else self._tap_all((name, side), requests, output)
 
         def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if in_backward():
+            if self._is_other_run():
                 return None
             changed = self._tap_all((name, side), requests, inputs_tree(args, kwargs))
             return None if changed is None else inputs_again(changed, args)

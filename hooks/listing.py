@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from conductance.hooks._trees import replaced, tensors
+from conductance.hooks.eager import uncompiled
 from conductance.hooks.keeping import buffers_kept
 from conductance.hooks.points import HookPoint
 from conductance.hooks.probing import PointInfo, probe
@@ -221,5 +222,6 @@ def _as_it_was(model: nn.Module, args: Iterable[Any], kwargs: Mapping[str, Any])
         torch.enable_grad(),
         torch.random.fork_rng(numbers, device_type=kind),
         buffers_kept(model.modules()),
+        uncompiled(),
     ):
         yield

@@ -197,7 +197,10 @@ def test_a_backbone_of_a_jump_starts_at_the_jump() -> None:
 
 def test_backbone_says_what_is_wrong() -> None:
     graph = flow_graph(random_flow())
-    for share in (0, -0.1, 1.01, float("nan"), True):
+    with pytest.raises(TypeError, match=r"graph must be a networkx.DiGraph, .* got MultiDiGraph"):
+        backbone(nx.MultiDiGraph(graph))
+    wrong: list[Any] = [0, -0.1, 1.01, float("nan"), True, "all", None]
+    for share in wrong:
         with pytest.raises(ValueError, match=r"share is .*, expected a number above 0 and at most 1"):
             backbone(graph, share)
     with pytest.raises(ValueError, match="Nothing flows from a source to the target"):

@@ -189,3 +189,31 @@ def test_weights_without_values_or_in_code() -> None:
         quantised = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3)), {nn.Linear})
     with pytest.raises(ValueError, match=r"layers names '0' \(torch\.ao\..*Linear\), which has no weight between"):
         weight_conductance(quantised, X.float(), "0", target=1)
+
+
+def test_a_layer_whose_output_a_hook_changes_is_left_out_or_refused() -> None:
+    """The gradient is that of what the hook made, which the weight did not."""
+    model = seeded(Mixed)
+    fc, head = (model.get_submodule(name) for name in ("fc", "head"))
+    fc.register_forward_hook(lambda _module, _args, output: 2 * output)
+    with pytest.raises(ValueError, match=r"layers names 'fc', whose output is not what the weight makes of the input"):
+        weight_conductance(model, normal(2, 4), "fc", target=0)
+    found = weight_conductance(model, normal(2, 4), target=0, n_steps=3)
+    assert found.layers == ["head"]
+    assert found.settings["left_out"] == ["fc"]
+    head.forward = lambda x: -x[..., :3]
+    with pytest.raises(ValueError, match=r"layers names 'fc', 'head', whose output"):
+        weight_conductance(model, normal(2, 4), target=0)
+
+
+def test_hooks_that_only_look_or_change_the_input_are_no_obstacle() -> None:
+    model = seeded(Mixed)
+    fc = model.get_submodule("fc")
+    fc.register_forward_hook(lambda _module, _args, _output: None)
+    fc.register_forward_pre_hook(lambda _module, args: (2 * args[0],))
+    found = weight_conductance(model, normal(2, 4), "fc", target=0, n_steps=9)
+    twice = seeded(Mixed)
+    for parameter in twice.get_submodule("norm").parameters():
+        parameter.data *= 2
+    expected = weight_conductance(twice, normal(2, 4), "fc", target=0, n_steps=9)
+    torch.testing.assert_close(found["fc"], expected["fc"])
