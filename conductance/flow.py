@@ -249,9 +249,9 @@ class _Work:
                 status = self.runs.pilot.status[n]
                 reason = "the model's graph changes with its data or from call to call; leave this layer out"
                 if status in ("precision", "budget"):
-                    reason = (
-                        f"its total conductance did not converge either (status {status!r}), so it may be rounding: "
-                        "use float64, or another baseline (at zeros a norm is steepest)"
+                    reason += (
+                        f"; or, since its total conductance did not converge either (status {status!r}), it is "
+                        "rounding: use float64, or another baseline (at zeros a norm is steepest)"
                     )
                 raise ConductanceError(
                     f"the flows out of layer {name!r} do not add up to its conductance (example {n}): {reason}"

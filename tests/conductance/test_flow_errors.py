@@ -236,17 +236,26 @@ def test_nothing_flows_where_nothing_changes() -> None:
     ("status", "reason"),
     [
         ("ok", "the model's graph changes with its data"),
-        ("precision", r"its total.*\(status 'precision'\), so it may be rounding: use float64, or another baseline"),
+        ("precision", r".*its total.*\(status 'precision'\), it is rounding: use float64, or another baseline"),
     ],
 )
 def test_flows_that_do_not_add_up_tell_why(status: str, reason: str) -> None:
-    pilot = SimpleNamespace(output=torch.ones(1), baseline_output=torch.zeros(1), status=(status,))
+    class Pilot(dict[str, torch.Tensor]):
+        """Enough of a first run."""
+
+        def __init__(self) -> None:
+            super().__init__(h=torch.ones(1, 2))
+            self.output, self.baseline_output, self.status = torch.ones(1), torch.zeros(1), (status,)
+            self.error = {"h": torch.tensor([1e-3])}
+
+    pilot = Pilot()
     work: Any = SimpleNamespace(
         edges={(0, 1): torch.ones(1, 2, 1)},
         columns=[SimpleNamespace(name="h")],
         runs=SimpleNamespace(pilot=pilot),
         precision=1e-7,
         outflow=lambda layer, n: torch.ones(2),
+        _rounded=lambda n: status == "precision",
     )
     _Work._check(work, [torch.ones(2)], 0)
     with pytest.raises(ConductanceError, match=rf"out of layer 'h' do not add up.*\(example 0\): {reason}"):
