@@ -41,6 +41,8 @@ DOUBT = 0.4
 USUAL = 0.5
 #: Share that the estimate of a layer of one unit is raised by; of ``n`` units, the n-th part of it.
 NARROW = 2.0
+#: Share, over the number of layers and inputs, that estimates are raised by: of many layers the worst decides.
+ALONE = 0.6
 #: Number of panels below which the estimate of a path is doubled; of more, less, with the square.
 FEW = 4.0
 #: Distance from the kink at which such a panel is split, as part of the panel.
@@ -96,9 +98,14 @@ class Kinked:
             self._split(evaluated)
 
     def estimates(self, slots: list[int]) -> Floats:
-        """Few units or few panels are given less credit: they do not average out the luck of single ones."""
+        """Few units, panels or layers are given less credit: they do not average out the luck of single ones."""
         panels = sum(len(self.tables[slot].local) for slot in slots) / len(slots)
-        return 1.0 + (FEW / panels) ** 2 + NARROW / np.array([max(1, layout.size) for layout in self.layouts])
+        return (
+            1.0
+            + (FEW / panels) ** 2
+            + ALONE / len(self.layouts)
+            + NARROW / np.array([max(1, layout.size) for layout in self.layouts])
+        )
 
     def limit(self, slots: list[int]) -> Floats:
         """Sum of the local estimates of all panels, ``(points,)``."""
