@@ -41,8 +41,8 @@ DOUBT = 0.4
 USUAL = 0.5
 #: Share that the estimate of a layer of one unit is raised by; of ``n`` units, the n-th part of it.
 NARROW = 2.0
-#: Share, over the number of layers and inputs, that estimates are raised by: of many layers the worst decides.
-ALONE = 0.6
+#: Share that the estimate of a layer is raised by that is asked alone: of several the worst decides.
+ALONE = 0.3
 #: Number of panels below which the estimate of a path is doubled; of more, less, with the square.
 FEW = 4.0
 #: Distance from the kink at which such a panel is split, as part of the panel.
@@ -103,7 +103,7 @@ class Kinked:
         return (
             1.0
             + (FEW / panels) ** 2
-            + ALONE / len(self.layouts)
+            + (ALONE if len(self.layouts) <= 2 else 0.0)  # one layer, and the input
             + NARROW / np.array([max(1, layout.size) for layout in self.layouts])
         )
 
