@@ -12,7 +12,7 @@ from conductance.flow_graph import Wiring
 from conductance.hooks import PointInfo
 from conductance.increments import Increments, Parts
 from conductance.sums import Layout, wide_dtype
-from conductance.weighing import has_weights, products, weight_info
+from conductance.weighing import products, refusal, weight_info, weight_of
 
 #: Sums ``(n, units)`` over the units of each node, ``(n, nodes)``.
 Gathering = Callable[[Tensor], Tensor]
@@ -43,7 +43,7 @@ class ThroughWeights:
         for layer, info in enumerate(points):
             point, sources = info.point, wiring.sources[layer]
             module = modules[point.module]
-            if layer not in wiring.one_product or point.side != "out" or not has_weights(module):
+            if layer not in wiring.one_product or point.side != "out" or refusal(module) is not None:
                 continue
             ends = layouts[sources[0]], layouts[layer]
             axis = 0 if isinstance(module, nn.modules.conv._ConvNd) else -1
@@ -88,7 +88,7 @@ class ThroughWeights:
             Sum units to nodes, at the layer and at the source.
         """
         module = self._modules[layer]
-        info, weight = weight_info("", module), module.weight.detach()
+        info, weight = weight_info("", module), weight_of(module)
         slots = increments.slots[rows]
         found = []
         for one in (increments.value, *increments.errors):
