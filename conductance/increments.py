@@ -16,13 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from conductance.smooth import FALL, SAFETY
 from conductance.sums import SPREAD, wide_dtype, work_dtype
 
 #: Sums ``(n, elements)`` over groups of elements: ``(n, groups)``.
 Grouping: TypeAlias = Callable[[Tensor], Tensor]
-#: Fall of the differences of rules from which the estimate is extrapolated, and the safety on it.
-FALL = 8.0
-SAFETY = 4.0
 
 
 @dataclass(frozen=True)

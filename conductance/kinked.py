@@ -121,13 +121,6 @@ class Kinked:
         left, right = (np.concatenate([t[name] for t in tables]) for name in ("left", "right"))
         return left, right, np.concatenate([_residual(t.columns) for t in tables])
 
-    def outputs(self, slots: list[int]) -> tuple[float, float]:
-        """F at the start and at the end, averaged over these paths."""
-        tables = [self.tables[slot] for slot in slots]
-        starts = [t["f_left"][t["left"].argmin()] for t in tables]
-        ends = [t["f_right"][t["right"].argmax()] for t in tables]
-        return float(np.mean(starts)), float(np.mean(ends))
-
     def rule(self, slot: int) -> PathRule:
         """The panels of a path as they are now."""
         table = self.tables[slot]

@@ -37,8 +37,6 @@ from conductance.units import Neuron, Neurons, chosen
 Mode = Literal["auto", "reverse", "forward"]
 #: A push-forward of one feature costs about as much as this many pull-backs of one unit.
 PUSH_COST = 1.5
-#: Times that nodes are run: those of total conductance, then finer ones where the tolerance needs it.
-ROUNDS = 6
 
 
 def neuron_conductance(

@@ -132,9 +132,6 @@ class Scheme(Protocol):
     def residuals(self, slots: list[int]) -> tuple[Floats, Floats, Floats]:
         """Start, end and residual of every panel of these paths."""
 
-    def outputs(self, slots: list[int]) -> tuple[float, float]:
-        """F at the start and at the end, averaged over these paths."""
-
     def magnitude(self, slot: int) -> Floats:
         """``Σ |v| |Δy| + Σ max|v| max|y|`` of each point, which rounding errors are proportional to."""
 

@@ -127,12 +127,6 @@ class Smooth:
         table = np.array([(cell.left, cell.right, cell.residual) for cell in cells])
         return table[:, 0], table[:, 1], table[:, 2]
 
-    def outputs(self, slots: list[int]) -> tuple[float, float]:
-        """F at the start and at the end, averaged over these paths."""
-        starts = [min(self.cells[slot], key=lambda cell: cell.left).output[0] for slot in slots]
-        ends = [max(self.cells[slot], key=lambda cell: cell.right).output[-1] for slot in slots]
-        return float(np.mean(starts)), float(np.mean(ends))
-
     def rule(self, slot: int) -> quadrature.PathRule:
         """The panels of a path as they are now."""
         cells = sorted(self.cells[slot], key=lambda cell: cell.left)

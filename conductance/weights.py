@@ -21,6 +21,7 @@ from conductance._reporting import settings_of, warn
 from conductance._requests import checked_rules
 from conductance._weight_layers import WeightLayers
 from conductance.errors import ConvergenceWarning
+from conductance.following import LEAST
 from conductance.hooks import HookPoint, LayerSpec
 from conductance.path import Baseline, Inputs
 from conductance.quadrature import PathRule
@@ -230,7 +231,7 @@ class _Work:
             if ratio >= 1.0 or not adaptive or round_ == ROUNDS or room < spent:
                 return
             rtol = rules.rtol * float(np.clip(0.5 * ratio, 1 / 64, 0.5))
-            rules = replace(rules, rtol=rtol, max_evaluations=max(5, room // 2))
+            rules = replace(rules, rtol=rtol, max_evaluations=max(LEAST, room // 2))
             run = Run(self.ready, rules, None)
             finer = run.keep_rules()
             interrupted = run.execute(progress=False, examples=examples)

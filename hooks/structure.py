@@ -101,11 +101,6 @@ class GraphView:
             self._note_moving(_postorder(edge, self._leaves))
         return self._moving[edge]
 
-    def depends_on(self, later: Edge, earlier: Edge, *, avoiding: Collection[Edge] = ()) -> bool:
-        """Say whether a way leads from the earlier to the later tensor that crosses none of `avoiding`."""
-        blocked = frozenset(avoiding) - {later, earlier}
-        return earlier in _postorder(later, self._leaves, blocked)
-
     def direct_sources(self, later: Edge | None, points: Collection[Edge]) -> frozenset[Edge]:
         """Give those of some tensors, and of the leaves, that a tensor depends on directly.
 

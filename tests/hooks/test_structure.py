@@ -155,12 +155,19 @@ def test_ways_that_avoid_other_tensors() -> None:
     d = b + c
     view = GraphView(d.sum(), [x])
     at = {name: edge_of(tensor) for name, tensor in {"a": a, "b": b, "c": c, "d": d}.items()}
-    assert view.depends_on(at["d"], at["a"])
-    assert not view.depends_on(at["a"], at["d"])
-    assert not view.depends_on(at["b"], at["c"])
-    assert view.depends_on(at["d"], at["a"], avoiding=[at["b"]])
-    assert not view.depends_on(at["d"], at["a"], avoiding=[at["b"], at["c"]])
-    assert view.depends_on(at["d"], at["b"], avoiding=list(at.values()))
+    leaf_edge = edge_of(x)
+
+    def sources(later: str | None, *points: str) -> set[Edge]:
+        return set(view.direct_sources(None if later is None else at[later], [at[name] for name in points]))
+
+    assert sources("d", "a") == {at["a"]}
+    assert sources("a", "d") == {leaf_edge}
+    assert sources("b", "c") == {leaf_edge}
+    assert sources("d", "a", "b") == {at["a"], at["b"]}
+    assert sources("d", "a", "b", "c") == {at["b"], at["c"]}
+    assert sources("d", *at) == {at["b"], at["c"]}
+    assert sources(None, "a", "b") == {at["a"], at["b"]}
+    assert sources(None, *at) == {at["d"]}
 
 
 def test_an_edge_needs_grad() -> None:
