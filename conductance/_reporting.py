@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from conductance.errors import ConvergenceWarning
-from conductance.refinement import Rules
+from conductance.flights import Rules
 from conductance.results import TotalConductance
 from conductance.running import Prepared
 

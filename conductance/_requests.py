@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from conductance.flights import Rules
 from conductance.hooks import HookPoint, LayerSpec, PointInfo, PointTable, Probe, Selection
-from conductance.refinement import Rules
 
 #: Tolerance where none is asked.
 DEFAULT_RTOL = 1e-2

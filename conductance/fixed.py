@@ -18,8 +18,8 @@ from conductance import quadrature
 from conductance.collecting import Collector, Finished
 from conductance.ends import end_gaps, jumps_at_ends, true_outputs
 from conductance.engine import Engine, Nodes, check_finite, non_finite
+from conductance.flights import ROUNDINGS, Rules
 from conductance.panels import Floats
-from conductance.refinement import ROUNDINGS, Rules
 from conductance.sums import RunningSums, Workspace, blocks, work_dtype
 
 

@@ -19,6 +19,7 @@ from conductance._reporting import settings_of, warn
 from conductance._requests import checked_rules, named_points
 from conductance.errors import ConductanceError
 from conductance.features import FeatureGroups, Features
+from conductance.flights import ROUNDINGS
 from conductance.flow_edges import Column, Edges
 from conductance.flow_graph import INPUT, Wiring, wired
 from conductance.flow_results import SINK, SOURCE, ConductanceFlow, Pair, Unit
@@ -27,7 +28,6 @@ from conductance.hooks import LayerSpec
 from conductance.increments import estimated
 from conductance.panels import Floats
 from conductance.path import Baseline, Inputs, StraightPath
-from conductance.refinement import ROUNDINGS
 from conductance.replay import Replayed
 from conductance.running import layout_of, prepared
 from conductance.sums import Layout, wide_dtype, work_dtype

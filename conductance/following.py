@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from conductance.flights import Rules
 from conductance.quadrature import PathRule
-from conductance.refinement import Rules
 from conductance.replay import Replayed, Rows, replay
 from conductance.results import TotalConductance
 from conductance.running import Prepared, Run

@@ -19,6 +19,7 @@ from conductance._reporting import settings_of, warn
 from conductance._requests import checked_rules
 from conductance.errors import ConductanceError, check_choice
 from conductance.features import FeatureGroups, Features
+from conductance.flights import ROUNDINGS
 from conductance.following import TwoRuns
 from conductance.hooks import LayerSpec
 from conductance.increments import estimated
@@ -26,7 +27,6 @@ from conductance.neuron_results import NeuronConductance
 from conductance.path import Baseline, Inputs
 from conductance.pulling import Pull
 from conductance.pushing import Push
-from conductance.refinement import ROUNDINGS
 from conductance.replay import Replayed
 from conductance.results import TotalConductance
 from conductance.running import layout_of, prepared

@@ -12,7 +12,6 @@ no unit. Where that difference does not shrink, F jumps or its gradient is not i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from conductance.collecting import Collector, Finished
 from conductance.ends import Jump, end_gaps, jumps_at_ends, true_outputs
 from conductance.engine import Engine, check_finite, non_finite
+from conductance.flights import ROUNDINGS, Figures, Flight, Rules
 from conductance.panels import Evaluated, Floats, Scheme, Work, main_share
 from conductance.quadrature import PathRule
 from conductance.store import Call
@@ -39,63 +39,6 @@ JUMP_WIDTH = 0.15
 SHRINKING = 0.7
 #: A layer counts as settled if its conductance and its error together are below this part of the tolerance on the leaf.
 NOTHING = 1e-3
-#: Rounding error allowed for, in roundings of ``Σ|v||Δy|``.
-ROUNDINGS = 4.0
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What the user asked.
-
-    Attributes
-    ----------
-    rtol, atol
-        Tolerance on ``Σ|error|`` of every layer: ``rtol · Σ|C| + atol``.
-    max_evaluations
-        Rows that one example may cost.
-    rows
-        Rows of one call at most.
-    """
-
-    rtol: float
-    atol: float
-    max_evaluations: int
-    rows: int
-
-
-@dataclass
-class Flight:
-    """One example under way."""
-
-    example: int
-    slot: int
-    ends: tuple[float, float]
-    still: bool
-    evaluations: int = 0
-    residuals: list[float] = field(default_factory=list)
-    widths: list[float] = field(default_factory=list)
-    opened: dict[int, Floats] = field(default_factory=dict)  # of each path: F and dF/da of its outer nodes
-    outputs: dict[int, Floats] = field(default_factory=dict)  # F at the true ends, of the paths taken inside them
-    works: list[Work] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Figures:
-    """What an example is judged on; arrays have one entry for each layer asked, ``gap`` one for each end."""
-
-    scale: Floats
-    error: Floats
-    limit: Floats
-    floor: Floats
-    nothing: NDArray[np.bool_]
-    magnitude: Floats
-    factor: Floats
-    residual: float
-    gap: Floats
-    leaf_scale: float
-    leaf_floor: float
-    output: float
-    baseline_output: float
 
 
 class Refinement:

@@ -22,11 +22,12 @@ from conductance.collecting import Collector
 from conductance.engine import Change, Engine, undisturbed
 from conductance.errors import check_choice
 from conductance.fixed import FixedRule
+from conductance.flights import Rules
 from conductance.hooks import LayerSpec, PointInfo, Probe, Selection, select
 from conductance.kinked import Kinked
 from conductance.path import Baseline, Inputs, StraightPath
 from conductance.quadrature import PathRule
-from conductance.refinement import Refinement, Rules
+from conductance.refinement import Refinement
 from conductance.results import LayerInfo, TotalConductance
 from conductance.smooth import Smooth
 from conductance.store import NodeStore

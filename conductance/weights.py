@@ -21,11 +21,11 @@ from conductance._reporting import settings_of, warn
 from conductance._requests import checked_rules
 from conductance._weight_layers import WeightLayers
 from conductance.errors import ConvergenceWarning
+from conductance.flights import Rules
 from conductance.following import LEAST
 from conductance.hooks import HookPoint, LayerSpec
 from conductance.path import Baseline, Inputs
 from conductance.quadrature import PathRule
-from conductance.refinement import Rules
 from conductance.replay import Rows, held_calls, packed
 from conductance.results import TotalConductance
 from conductance.running import Prepared, Run, prepared
