@@ -84,7 +84,7 @@ class _Trial:
     def run(self, rows: Rows, paths: Tensor) -> Tensor:
         """F of some rows; notes the size of the output."""
         try:
-            output = self.model(*rows.args, **rows.kwargs)
+            output = rows.through(self.model)
         except Exception as error:
             if len(paths) != self.path.batch and (len(paths) > PROBED or self._runs_as_given()):
                 ran = self.path.batch if len(paths) == PROBED else PROBED
@@ -106,7 +106,7 @@ class _Trial:
         rows = self.path.rows(paths, torch.ones(len(paths), device=self.path.device))
         try:
             with torch.no_grad():
-                self.model(*rows.args, **rows.kwargs)
+                rows.through(self.model)
         except Exception:
             return False
         return True
