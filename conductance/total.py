@@ -17,7 +17,7 @@ from conductance.hooks import LayerSpec
 from conductance.path import Baseline, Inputs
 from conductance.results import TotalConductance
 from conductance.running import Run, prepared
-from conductance.targets import Target
+from conductance.targeting import Target
 
 
 def total_conductance(
