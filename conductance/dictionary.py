@@ -24,7 +24,7 @@ from conductance.hooks import GraphView, LayerSpec
 from conductance.results import TotalConductance
 from conductance.running import Prepared, Run, prepared
 from conductance.sums import work_dtype
-from conductance.targets import Target
+from conductance.targeting import Target
 
 
 def dictionary_conductance(

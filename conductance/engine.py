@@ -22,7 +22,7 @@ from conductance.errors import ConductanceError
 from conductance.hooks import HookPoint, PointInfo, buffers_kept, capture, hold, uncompiled
 from conductance.path import Rows, StraightPath
 from conductance.sums import wide_dtype
-from conductance.targets import TargetFunction
+from conductance.targeting import TargetFunction
 
 #: Receives the number of the point, its activation and its gradient, both (rows, …) with the batch axis first.
 Consumer: TypeAlias = Callable[[int, Tensor, Tensor], None]

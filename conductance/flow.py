@@ -33,7 +33,7 @@ from conductance.path import StraightPath
 from conductance.replay import Replayed
 from conductance.running import layout_of, prepared
 from conductance.sums import Layout, wide_dtype, work_dtype
-from conductance.targets import Target
+from conductance.targeting import Target
 from conductance.units import Neurons, chosen
 
 #: Rows of a call are this many times fewer than of total conductance: its graph and increments are kept.

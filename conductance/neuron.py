@@ -32,7 +32,7 @@ from conductance.replay import Replayed
 from conductance.results import TotalConductance
 from conductance.running import layout_of, prepared
 from conductance.sums import wide_dtype, work_dtype
-from conductance.targets import Target
+from conductance.targeting import Target
 from conductance.units import Neuron, Neurons, chosen
 
 Mode = Literal["auto", "reverse", "forward"]

@@ -35,7 +35,7 @@ from conductance.results import LayerInfo, TotalConductance
 from conductance.smooth import Smooth
 from conductance.store import NodeStore
 from conductance.sums import Layout, RunningSums
-from conductance.targets import Target, TargetFunction, target_function
+from conductance.targeting import Target, TargetFunction, target_function
 from conductance.trying import tried
 
 #: Bytes of tapped tensors that one call may hold when the user names no size.

@@ -18,7 +18,7 @@ from conductance.baselines import Baseline
 from conductance.hooks import LayerSpec
 from conductance.results import TotalConductance
 from conductance.running import Run, prepared
-from conductance.targets import Target
+from conductance.targeting import Target
 
 
 def total_conductance(

@@ -19,7 +19,7 @@ from conductance.engine import check_rows
 from conductance.errors import ConductanceError
 from conductance.hooks import Probe, Selection, probe
 from conductance.path import Rows, StraightPath
-from conductance.targets import TargetFunction
+from conductance.targeting import TargetFunction
 
 #: Places of the two rows: they differ even where there is one example only.
 PLACES = (1.0, 0.618)

@@ -30,7 +30,7 @@ from conductance.quadrature import PathRule
 from conductance.replay import Rows, held_calls, packed
 from conductance.results import TotalConductance
 from conductance.running import Prepared, Run, prepared
-from conductance.targets import Target
+from conductance.targeting import Target
 from conductance.weighing import WeightSums, changes_what_it_made, products, weight_info, weight_of
 from conductance.weight_results import WeightConductance, error_of
 
