@@ -72,8 +72,10 @@ def test_numbers_near_overflow_leak_no_warnings(activation: type[nn.Module], siz
         warnings.simplefilter("error", RuntimeWarning)
         warnings.simplefilter("ignore", ConvergenceWarning)
         for how in ({}, {"n_steps": 5}):
-            total_conductance(net(activation), X, target=lambda out: out[:, 0] ** 2 * size, **how)  # type: ignore[arg-type]
-            total_conductance(net(activation), X * size, target=1, **how)  # type: ignore[arg-type]
+            steep = total_conductance(net(activation), X, target=lambda out: out[:, 0] ** 2 * size, **how)  # type: ignore[arg-type]
+            large = total_conductance(net(activation), X * size, target=1, **how)  # type: ignore[arg-type]
+            assert float(steep.output_change.abs().max()) > 1e-6 * size
+            assert float(large.output_change.abs().max()) > 0.01
 
 
 def test_the_bar_moves_with_evaluations(capsys: pytest.CaptureFixture[str]) -> None:
