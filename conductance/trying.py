@@ -57,7 +57,17 @@ def tried(
         first.append(trial.run(rows, paths))
         return first[-1]
 
-    found = probe(model, selection, run, rows.leaves)
+    # copies of the first row, in another number; not for a model whose calls are known to depend on chance
+    copies = 3 if most == 0 or most > 2 else 1
+    alone: list[Tensor] = []
+
+    def again() -> Tensor:
+        alone.append(trial.again(paths, places, [0] * copies))
+        return alone[-1]
+
+    found = probe(
+        model, selection, run, rows.leaves, rows=PROBED, again=None if warn is None else (copies, again)
+    )
     if not found.gradient_flows:
         raise ConductanceError(
             "the target does not depend on the inputs through differentiable operations: the model detaches its output "
@@ -65,7 +75,7 @@ def tried(
         )
     if warn is not None:
         trial.coarsest = max((info.dtype for info in found.points), key=_eps, default=path.dtype)
-        reason = trial.impure(first[0].detach(), paths, places, most)
+        reason = trial.impure(first[0].detach(), alone[0][0], paths, places, most)
         if reason and not warn:
             raise ConductanceError(f'{reason}, or pass on_train="warn" to go on')
         if reason:
@@ -111,18 +121,22 @@ class _Trial:
             return False
         return True
 
-    def impure(self, first: Tensor, paths: Tensor, places: Tensor, most: int) -> str:
-        """Why F of a row is not a matter of that row alone; "" if it is."""
+    def again(self, paths: Tensor, places: Tensor, which: list[int]) -> Tensor:
+        """F of some of the rows."""
+        return self.run(self.path.rows(paths[which], places[which]), paths[which]).detach()
 
-        def again(which: list[int]) -> Tensor:
-            return self.run(self.path.rows(paths[which], places[which]), paths[which]).detach()
+    def impure(self, first: Tensor, beside_copies: Tensor, paths: Tensor, places: Tensor, most: int) -> str:
+        """Why F of a row is not a matter of that row alone; "" if it is.
 
-        # three copies of one row, two of the other: another number of rows is tried too
-        copies = 2 if most == 2 else 3
-        alone = again([0, 1]) if most == 1 else torch.stack([again([0] * copies)[0], again([1] * 2)[0]])
+        ``beside_copies`` is F of the first row in a call of copies of it, another number of rows than the first call's.
+        """
+        if most == 1:
+            alone = self.again(paths, places, [0, 1])
+        else:
+            alone = torch.stack([beside_copies, self.again(paths, places, [1] * 2)[0]])
         if self._same(first, alone):
             return ""
-        repeated = again([0, 1])
+        repeated = self.again(paths, places, [0, 1])
         if not self._same(first, repeated):
             return (
                 f"the model is random: the same two rows gave {_told(first)}, and then {_told(repeated)} (dropout or "

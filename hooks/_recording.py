@@ -9,8 +9,9 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
-from conductance.hooks._trees import Index, inputs_again, inputs_tree, is_single, replaced, tensors
+from conductance.hooks._trees import Index, inputs_again, inputs_tree, is_single, pick, replaced, tensors
 from conductance.hooks.capturing import Side, in_backward
 from conductance.hooks.selecting import Selection
 from conductance.hooks.structure import Edge, edge_of
@@ -26,6 +27,7 @@ class Seen:
     version: int
     edge: Edge | None
     is_view: bool
+    is_packed: bool
 
 
 class Recorder:
@@ -104,5 +106,6 @@ class Recorder:
                 tensor = tensor.clone()
                 changed = replaced(tree if changed is None else changed, index, tensor)
             edge = edge_of(tensor) if tensor.requires_grad else None
-            self.seen[place] = Seen(tensor.detach(), tensor._version, edge, tensor._is_view())
+            packed = bool(index) and isinstance(pick(tree, index[:-1]), PackedSequence)
+            self.seen[place] = Seen(tensor.detach(), tensor._version, edge, tensor._is_view(), packed)
         return changed

@@ -1,4 +1,4 @@
-"""The unit axis by the class of a module or by what made a tensor, and the axis of the examples."""
+"""The unit axis by the class of a module or by what made a tensor, and the axis of the examples by class."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conductance.hooks import edge_of, producer_unit_axis
-from conductance.hooks.units import module_batch_axis, module_unit_axis
+from conductance.hooks.batching import module_batch_axis
+from conductance.hooks.units import module_unit_axis
 
 
 @pytest.mark.parametrize(
