@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from conductance._failing import not_rows, taken_for_batch, why_failing
 from conductance._requests import PROBED
 from conductance.engine import check_rows
 from conductance.errors import ConductanceError
@@ -90,36 +91,38 @@ class _Trial:
         self.model, self.path, self.function = model, path, function
         self.coarsest = path.dtype
         self.size = 0.0
+        self.ran = 0  # rows of the last call that the model ran on
 
     def run(self, rows: Rows, paths: Tensor) -> Tensor:
         """F of some rows; notes the size of the output."""
+        count = len(paths)
         try:
             output = self.model(*rows.args, **rows.kwargs)
         except Exception as error:
-            if len(paths) != self.path.batch and (len(paths) > PROBED or self._runs_as_given()):
-                ran = self.path.batch if len(paths) == PROBED else PROBED
-                raise ConductanceError(
-                    f"the model runs on {ran} rows but not on {len(paths)} ({type(error).__name__}: {error}): it takes "
-                    "batches of one size only, while the points of the path are run in calls of any number of rows; "
-                    "give a model without a fixed batch size (x.shape[0] in place of a number)"
-                ) from error
+            reason = why_failing(self.model, self.path, rows, count, self.ran, error)
+            if reason:
+                raise ConductanceError(reason) from error
+            error.add_note(taken_for_batch(self.path))
             raise
-        value = self.function(output, paths // self.path.per_example)
-        check_rows(value, len(paths))
+        self.ran = count
+        value = self._explained(output, paths)
         for tensor in (value, output):
             if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.numel():
                 self.size = max(self.size, float(tensor.detach().abs().nan_to_num(0, 0).max()))
         return value
 
-    def _runs_as_given(self) -> bool:
-        paths = torch.arange(self.path.batch, device=self.path.device) * self.path.per_example
-        rows = self.path.rows(paths, torch.ones(len(paths), device=self.path.device))
+    def _explained(self, output: Any, paths: Tensor) -> Tensor:
+        value = None
         try:
-            with torch.no_grad():
-                self.model(*rows.args, **rows.kwargs)
-        except Exception:
-            return False
-        return True
+            value = self.function(output, paths // self.path.per_example)
+            check_rows(value, len(paths))
+        except Exception as error:
+            hint = "" if value is None else not_rows(self.path, value, len(paths))
+            if hint:
+                raise ValueError(f"{error}{hint}") from None
+            error.add_note(taken_for_batch(self.path))
+            raise
+        return value
 
     def again(self, paths: Tensor, places: Tensor, which: list[int]) -> Tensor:
         """F of some of the rows."""
