@@ -98,8 +98,8 @@ def _runs(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
 def _others(path: StraightPath, rows: Rows, given: Rows) -> str:
     """Say of the arguments that do not move whether they follow the rows, where that may be wrong."""
     told = ""
-    whole = {**dict(enumerate(given.args)), **given.kwargs}
-    for key, value in {**dict(enumerate(rows.args)), **rows.kwargs}.items():
+    whole = _entries(given)
+    for key, value in _entries(rows).items():
         if key in path.moving:
             continue
         if isinstance(value, Tensor) and value.shape != whole[key].shape:
@@ -113,3 +113,9 @@ def _others(path: StraightPath, rows: Rows, given: Rows) -> str:
                 "entry for each example, give a tensor, which follows the rows"
             )
     return told
+
+
+def _entries(rows: Rows) -> dict[int | str, Any]:
+    entries: dict[int | str, Any] = dict(enumerate(rows.args))
+    entries.update(rows.kwargs)
+    return entries

@@ -66,9 +66,7 @@ def tried(
         alone.append(trial.again(paths, places, [0] * copies))
         return alone[-1]
 
-    found = probe(
-        model, selection, run, rows.leaves, rows=PROBED, again=None if warn is None else (copies, again)
-    )
+    found = probe(model, selection, run, rows.leaves, rows=PROBED, again=None if warn is None else (copies, again))
     if not found.gradient_flows:
         raise ConductanceError(
             "the target does not depend on the inputs through differentiable operations: the model detaches its output "
@@ -149,8 +147,8 @@ class _Trial:
         return (
             f"the rows of the model influence each other: two rows gave {_told(first)} together, and {_told(alone)} "
             "each beside copies of itself (normalising over the batch, a decision on the whole batch such as "
-            "'if x.sum() > 0'); change the model so that each row depends on itself only, pass internal_batch_size=1, "
-            "which runs each row alone"
+            f"'if x.sum() > 0'; {taken_for_batch(self.path)}); change the model so that each row depends on itself "
+            "only, pass internal_batch_size=1, which runs each row alone"
         )
 
     def _same(self, first: Tensor, second: Tensor) -> bool:

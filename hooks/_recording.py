@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from threading import get_ident
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from conductance.hooks.capturing import Side, in_backward
 from conductance.hooks.selecting import Selection
 from conductance.hooks.structure import Edge, edge_of
 
+T = TypeVar("T")
 Place: TypeAlias = tuple[str, Side, int, Index]
 
 
@@ -50,7 +51,7 @@ class Recorder:
         self.calls: Counter[tuple[str, Side]] = Counter()
         self.thread = get_ident()
 
-    def record(self, run: Callable[[], Tensor | None]) -> Tensor | None:
+    def record(self, run: Callable[[], T]) -> T:
         """Run, and note what passes; calls are counted anew each time the model is entered."""
         with ExitStack() as handles, torch.enable_grad():
             if isinstance(self.root, nn.Module):

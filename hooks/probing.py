@@ -94,7 +94,7 @@ def probe(
     leaves: Sequence[Tensor],
     *,
     rows: int | None = None,
-    again: tuple[int, Callable[[], Tensor | None]] | None = None,
+    again: tuple[int, Callable[[], object]] | None = None,
 ) -> Probe:
     """Run a model once with the selected modules tapped, and ask its autograd graph.
 
@@ -155,7 +155,7 @@ def probe(
 
 
 def _sizes(
-    recorder: Recorder, rows: int | None, again: tuple[int, Callable[[], Tensor | None]] | None, other: Recorder
+    recorder: Recorder, rows: int | None, again: tuple[int, Callable[[], object]] | None, other: Recorder
 ) -> dict[Place, Sizes]:
     """Shapes of all tensors for the rows of the run, and for another number of them."""
     if rows is None:
