@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conductance.path import Rows, StraightPath
+from conductance.arguments import Key
+from conductance.path import StraightPath
 
 
 def taken_for_batch(path: StraightPath) -> str:
@@ -19,71 +20,76 @@ def taken_for_batch(path: StraightPath) -> str:
     >>> taken_for_batch(StraightPath(torch.ones(4, 3), None))
     'inputs[0] of shape (4, 3) was taken for a batch of 4 examples of shape (3,)'
     """
-    key = path.moving[0]
-    shape = tuple(path.ends[key].shape)
-    return f"inputs[{key!r}] of shape {shape} was taken for a batch of {shape[0]} examples of shape {shape[1:]}"
+    entries = path.arguments.entries
+    keys = [key for key in (*path.moving, *path.arguments.candidates) if _is_batched(entries.get(key), path)]
+    key = keys[0] if keys else path.moving[0]
+    label, shape = (f"inputs[{key!r}]", entries[key].shape) if keys else (path.labels[key], path.ends[key].shape)
+    shape = tuple(shape)
+    return f"{label} of shape {shape} was taken for a batch of {path.batch} examples of shape {shape[1:]}"
 
 
-def why_failing(
-    model: Callable[..., Any], path: StraightPath, rows: Rows, count: int, ran: int, error: Exception
-) -> str:
+def why_failing(model: Callable[..., Any], path: StraightPath, count: int, ran: int, error: Exception) -> str:
     """Why the model fails on some rows; "" where all that is known is the error itself.
 
     Parameters
     ----------
     model, path
         What is run.
-    rows, count
-        The rows that the model failed on, and their number.
+    count
+        Number of rows that the model failed on.
     ran
         Another number of rows that it ran on, 0 if there was none.
     error
         What it failed with.
     """
     told = f"{type(error).__name__}: {error}"
-    if not ran and _runs(model, *_with_a_batch_axis(path, rows)):
+    if not ran and _runs_with_a_batch_axis(model, path):
         return (
-            f"{taken_for_batch(path)}, and the model fails on {count} of these ({told}); it runs where the batch axis "
+            f"{taken_for_batch(path)}, and the model fails on {count} of these ({told}); it runs where a batch axis "
             "is added: for a single example give inputs.unsqueeze(0), a batch of one"
         )
-    given = _as_given(path)
-    if not ran and count != path.batch and _runs(model, given.args, given.kwargs):
+    if not ran and count != path.batch and _runs_as_given(model, path):
         ran = path.batch
     if not ran:
         return ""
     return (
         f"the model runs on {ran} rows but not on {count} ({told}): it takes batches of one size only, while the "
         "points of the path are run in calls of any number of rows; give a model without a fixed batch size "
-        f"(x.shape[0] in place of a number){_others(path, rows, given)}"
+        f"(x.shape[0] in place of a number){_others(path)}"
     )
 
 
-def not_rows(path: StraightPath, value: Tensor, count: int) -> str:
-    """The way out where a target gave numbers for something else than the rows; "" where nothing is known."""
+def not_rows(path: StraightPath, value: Any, count: int) -> str:
+    """The way out where a model's output, or a target's, has something else than the rows first; "" if it has them."""
+    if not isinstance(value, Tensor) or value.dim() == 0 or len(value) == count:
+        return ""
     for key, end in path.ends.items():
-        axes = [axis for axis in range(1, end.dim()) if value.shape == end.shape[axis : axis + 1] != (count,)]
+        axes = [axis for axis in range(1, end.dim()) if end.shape[axis] == len(value)]
         if axes:
             return (
-                f"; {taken_for_batch(path)}, but the model gave one number for each place on axis {axes[0]} of "
-                f"inputs[{key!r}]: the inputs must have the batch first; wrap a model that takes another order in one "
-                f"that swaps the axes (x.transpose(0, {axes[0]})) before it calls it"
+                f"; {taken_for_batch(path)}, but {path.labels[key]} has {len(value)} places on axis {axes[0]}: the "
+                "inputs must have the batch first; wrap a model that takes another order in one that swaps the axes, "
+                f"x.transpose(0, {axes[0]}), before it calls it"
             )
     return ""
 
 
-def _as_given(path: StraightPath) -> Rows:
-    every = torch.arange(path.batch, device=path.device) * path.per_example
-    return path.rows(every, torch.ones(len(every), device=path.device))
+def _is_batched(value: Any, path: StraightPath) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == path.batch
 
 
-def _with_a_batch_axis(path: StraightPath, rows: Rows) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Two rows of the inputs as if they were one example each."""
+def _runs_as_given(model: Callable[..., Any], path: StraightPath) -> bool:
+    every = torch.arange(path.batch, device=path.device)
+    return _runs(model, *path.arguments.call(every, path.batch, {}))
 
-    def one(key: int | str, value: Any) -> Any:
-        return torch.stack([path.ends[key]] * 2) if key in path.ends else value
 
-    args = tuple(one(place, value) for place, value in enumerate(rows.args))
-    return args, {name: one(name, value) for name, value in rows.kwargs.items()}
+def _runs_with_a_batch_axis(model: Callable[..., Any], path: StraightPath) -> bool:
+    """Whether the model runs on two examples each of which is what was taken for the batch."""
+    entries, fixed = path.arguments.entries, path.arguments.fixed
+    twice: dict[Key, Any] = {
+        key: torch.stack([value] * 2) for key, value in entries.items() if key not in fixed and _is_batched(value, path)
+    }
+    return _runs(model, *path.arguments.call(torch.arange(path.batch, device=path.device), path.batch, twice))
 
 
 def _runs(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -95,27 +101,20 @@ def _runs(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
     return True
 
 
-def _others(path: StraightPath, rows: Rows, given: Rows) -> str:
+def _others(path: StraightPath) -> str:
     """Say of the arguments that do not move whether they follow the rows, where that may be wrong."""
     told = ""
-    whole = _entries(given)
-    for key, value in _entries(rows).items():
-        if key in path.moving:
+    for key, value in path.arguments.entries.items():
+        if key in path.moving or key in path.arguments.fixed:
             continue
-        if isinstance(value, Tensor) and value.shape != whole[key].shape:
+        if _is_batched(value, path):
             told += (
-                f"; argument {key!r} of shape {tuple(whole[key].shape)} was taken to have one entry for each example, "
-                "and follows the rows: name it in fixed if its first axis is not the batch"
+                f"; argument {key!r} of shape {tuple(value.shape)} was taken to have one entry for each example, and "
+                "follows the rows: name it in fixed if its first axis is not the batch"
             )
-        elif not isinstance(value, (Tensor, str)) and hasattr(value, "__len__") and len(value) == path.batch > 1:
+        elif isinstance(value, (list, tuple)) and len(value) == path.batch and not isinstance(value[0], Tensor):
             told += (
                 f"; argument {key!r}, a {type(value).__name__} of {len(value)}, is handed on as it is: if it has one "
                 "entry for each example, give a tensor, which follows the rows"
             )
     return told
-
-
-def _entries(rows: Rows) -> dict[int | str, Any]:
-    entries: dict[int | str, Any] = dict(enumerate(rows.args))
-    entries.update(rows.kwargs)
-    return entries

@@ -20,7 +20,7 @@ from conductance.engine import check_rows
 from conductance.errors import ConductanceError
 from conductance.hooks import Probe, Selection, probe
 from conductance.path import Rows, StraightPath
-from conductance.targets import TargetFunction
+from conductance.targeting import TargetFunction
 
 #: Places of the two rows: they differ even where there is one example only.
 PLACES = (1.0, 0.618)
@@ -95,9 +95,9 @@ class _Trial:
         """F of some rows; notes the size of the output."""
         count = len(paths)
         try:
-            output = self.model(*rows.args, **rows.kwargs)
+            output = rows.through(self.model)
         except Exception as error:
-            reason = why_failing(self.model, self.path, rows, count, self.ran, error)
+            reason = why_failing(self.model, self.path, count, self.ran * (self.ran != count), error)
             if reason:
                 raise ConductanceError(reason) from error
             error.add_note(taken_for_batch(self.path))
@@ -110,17 +110,19 @@ class _Trial:
         return value
 
     def _explained(self, output: Any, paths: Tensor) -> Tensor:
-        value = None
+        """The target's value; an error says what was taken for the batch."""
+        value: Any = output
         try:
             value = self.function(output, paths // self.path.per_example)
             check_rows(value, len(paths))
-        except Exception as error:
-            hint = "" if value is None else not_rows(self.path, value, len(paths))
+        except ValueError as error:
+            hint = not_rows(self.path, value, len(paths))
             if hint:
-                raise ValueError(f"{error}{hint}") from None
+                raise ValueError(f"{error}{hint}") from error
             error.add_note(taken_for_batch(self.path))
             raise
-        return value
+        explained: Tensor = value
+        return explained
 
     def again(self, paths: Tensor, places: Tensor, which: list[int]) -> Tensor:
         """F of some of the rows."""

@@ -8,6 +8,7 @@ from conductance.hooks.keeping import buffers_kept
 from conductance.hooks.listing import PointTable, list_points
 from conductance.hooks.points import HookPoint
 from conductance.hooks.probing import PointInfo, Probe, probe
+from conductance.hooks.replacing import path_point, substitute
 from conductance.hooks.selecting import LayerSpec, Selection, select
 from conductance.hooks.structure import Edge, GraphView, edge_of
 from conductance.hooks.units import producer_unit_axis
@@ -29,8 +30,10 @@ __all__ = [
     "edge_of",
     "hold",
     "list_points",
+    "path_point",
     "probe",
     "producer_unit_axis",
     "select",
+    "substitute",
     "uncompiled",
 ]
