@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from conductance._outputs import member
 from conductance.arguments import Key
 from conductance.path import StraightPath
 
@@ -43,13 +44,14 @@ def why_failing(model: Callable[..., Any], path: StraightPath, count: int, ran: 
         What it failed with.
     """
     told = f"{type(error).__name__}: {error}"
-    if not ran and _runs_with_a_batch_axis(model, path):
-        return (
-            f"{taken_for_batch(path)}, and the model fails on {count} of these ({told}); it runs where a batch axis "
-            "is added: for a single example give inputs.unsqueeze(0), a batch of one"
-        )
-    if not ran and count != path.batch and _runs_as_given(model, path):
-        ran = path.batch
+    if not ran:
+        whole = _rows_as_given(model, path)
+        if whole != path.batch and _runs_with_a_batch_axis(model, path):
+            return (
+                f"{taken_for_batch(path)}, and the model fails on {count} of these ({told}); it runs where a batch "
+                "axis is added: for a single example give inputs.unsqueeze(0), a batch of one"
+            )
+        ran = path.batch if whole and count != path.batch else 0
     if not ran:
         return ""
     return (
@@ -78,9 +80,12 @@ def _is_batched(value: Any, path: StraightPath) -> bool:
     return isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == path.batch
 
 
-def _runs_as_given(model: Callable[..., Any], path: StraightPath) -> bool:
-    every = torch.arange(path.batch, device=path.device)
-    return _runs(model, *path.arguments.call(every, path.batch, {}))
+def _rows_as_given(model: Callable[..., Any], path: StraightPath) -> int:
+    """Size of the first axis of what the model gives for all examples; 0 if it does not run on them."""
+    ran, output = _output(model, *path.arguments.call(torch.arange(path.batch, device=path.device), path.batch, {}))
+    parts = [output] if isinstance(output, Tensor) else [member(output, "logits"), member(output, 0)]
+    first = [part for part in parts if isinstance(part, Tensor) and part.dim() > 0]
+    return 0 if not ran else len(first[0]) if first else path.batch
 
 
 def _runs_with_a_batch_axis(model: Callable[..., Any], path: StraightPath) -> bool:
@@ -89,16 +94,16 @@ def _runs_with_a_batch_axis(model: Callable[..., Any], path: StraightPath) -> bo
     twice: dict[Key, Any] = {
         key: torch.stack([value] * 2) for key, value in entries.items() if key not in fixed and _is_batched(value, path)
     }
-    return _runs(model, *path.arguments.call(torch.arange(path.batch, device=path.device), path.batch, twice))
+    return _output(model, *path.arguments.call(torch.arange(path.batch, device=path.device), path.batch, twice))[0]
 
 
-def _runs(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _output(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bool, Any]:
+    """Whether the model runs, and what it gives."""
     try:
         with torch.no_grad():
-            model(*args, **kwargs)
+            return True, model(*args, **kwargs)
     except Exception:
-        return False
-    return True
+        return False, None
 
 
 def _others(path: StraightPath) -> str:
