@@ -78,13 +78,17 @@ BAD: dict[str, st.SearchStrategy[Any]] = {
         st.just({}),
         st.just(()),
         shaped((0, 4), ()),
-        st.sampled_from([X.long(), X > 0, X * math.nan, X + math.inf, X.to(torch.complex128), X.to_sparse(), (None, X > 0)]),
+        st.sampled_from(
+            [X.long(), X > 0, X * math.nan, X + math.inf, X.to(torch.complex128), X.to_sparse(), (None, X > 0)]
+        ),
         st.just({"x": X, 3: X}),
         shaped((3, 5), (3, 2, 7), (3,)),
     ),
     "layers": st.one_of(
         st.text(min_size=1, max_size=6).filter(lambda text: not any(sign in text for sign in "*?[")),
-        st.sampled_from(["frist", "first#3", "first[2]", "act:in[z]", "*x*", "never", [], [None], ["first", 3], nn.Conv2d]),
+        st.sampled_from(
+            ["frist", "first#3", "first[2]", "act:in[z]", "*x*", "never", [], [None], ["first", 3], nn.Conv2d]
+        ),
         st.sampled_from([hooks.HookPoint("first", unit_axis=7), hooks.HookPoint("act", unit_groups=3)]),
         st.sampled_from([hooks.HookPoint("act", batch_axis=1), hooks.HookPoint("nothing")]),
         st.one_of(OTHER, st.floats(), st.integers()),
@@ -108,7 +112,12 @@ BAD: dict[str, st.SearchStrategy[Any]] = {
         shaped((2, 4), (3, 5), (4, 3), (3, 4, 1)),
     ),
     "fixed": st.one_of(
-        st.text(max_size=3).filter(bool), st.integers(min_value=1), st.floats(), st.just(object()), st.just([True]), st.just(0)
+        st.text(max_size=3).filter(bool),
+        st.integers(min_value=1),
+        st.floats(),
+        st.just(object()),
+        st.just([True]),
+        st.just(0),
     ),
     "path_from": st.one_of(
         st.text(min_size=1, max_size=6).filter(lambda text: not any(sign in text for sign in "*?[")),
@@ -183,4 +192,5 @@ def test_every_bad_call_is_an_error_that_names_its_argument(call: tuple[Callable
 
 def test_the_calls_that_they_spoil_are_good() -> None:
     for function in FUNCTIONS:
-        assert function(MODEL, X, "first", target=1).to_dataframe()["conductance"].abs().sum() > 0.01
+        table = function(MODEL, X, "first", target=1).to_dataframe()
+        assert table.select_dtypes("number").abs().to_numpy().sum() > 0.01
