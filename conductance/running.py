@@ -19,12 +19,13 @@ from torch import Tensor
 
 from conductance._requests import check_mode, fewest_rows, named_points, usable_points
 from conductance.collecting import Collector
-from conductance.engine import Change, Engine, undisturbed
+from conductance.engine import Change, Engine
 from conductance.errors import check_choice
 from conductance.fixed import FixedRule
 from conductance.flights import Rules
-from conductance.hooks import LayerSpec, PointInfo, Probe, Selection, select
+from conductance.hooks import LayerSpec, PointInfo, Probe, Selection, select, undisturbed, usable_by_autograd
 from conductance.kinked import Kinked
+from conductance.obstacles import causes_named, check_not_quantised
 from conductance.path import Baseline, Inputs, StraightPath
 from conductance.quadrature import PathRule
 from conductance.refinement import Refinement
@@ -100,9 +101,11 @@ def prepared(
     """
     check_choice("on_train", on_train, ("error", "warn"))
     selection = select(model, layers)
+    check_not_quantised(model, selection.modules)
     noisy = check_mode(model, selection, on_train)
     extra = () if additional_forward_args is None else additional_forward_args
-    with undisturbed(model, selection.modules):
+    with causes_named(), undisturbed(model, selection.modules):
+        inputs, baselines, extra = usable_by_autograd((inputs, baselines, extra))
         path = StraightPath(inputs, baselines, extra if isinstance(extra, tuple) else (extra,))
         function = target_function(target, path.batch)
         found = tried(model, selection, path, function, most=most, warn=None if noisy else on_train == "warn")

@@ -18,6 +18,7 @@ from conductance._requests import PROBED
 from conductance.engine import check_rows
 from conductance.errors import ConductanceError
 from conductance.hooks import Probe, Selection, probe
+from conductance.obstacles import check_not_reentrant
 from conductance.path import Rows, StraightPath
 from conductance.targets import TargetFunction
 
@@ -58,6 +59,7 @@ def tried(
         return first[-1]
 
     found = probe(model, selection, run, rows.leaves)
+    check_not_reentrant(found.kinked)
     if not found.gradient_flows:
         raise ConductanceError(
             "the target does not depend on the inputs through differentiable operations: the model detaches its output "
@@ -105,8 +107,7 @@ class _Trial:
         paths = torch.arange(self.path.batch, device=self.path.device) * self.path.per_example
         rows = self.path.rows(paths, torch.ones(len(paths), device=self.path.device))
         try:
-            with torch.no_grad():
-                self.model(*rows.args, **rows.kwargs)
+            self.model(*rows.args, **rows.kwargs)  # with its graph: some causes show there only
         except Exception:
             return False
         return True
