@@ -19,6 +19,7 @@ def settings_of(ready: Prepared, rules: Rules, n_steps: int | None, target: Any,
     return {
         "target": _described(target),
         "baselines": _described(baselines),
+        "moving": list(ready.path.labels.values()),
         "rtol": None if n_steps is not None else rules.rtol,
         "atol": rules.atol,
         "n_steps": n_steps,

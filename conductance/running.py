@@ -18,22 +18,25 @@ import torch
 from torch import Tensor
 
 from conductance._requests import check_mode, fewest_rows, named_points, usable_points
+from conductance.arguments import Arguments, Inputs
+from conductance.baselines import Baseline
 from conductance.collecting import Collector
 from conductance.engine import Change, Engine
 from conductance.errors import check_choice
 from conductance.fixed import FixedRule
 from conductance.flights import Rules
 from conductance.hooks import LayerSpec, PointInfo, Probe, Selection, select, undisturbed, usable_by_autograd
+from conductance.inner_path import InnerPath, found_point
 from conductance.kinked import Kinked
 from conductance.obstacles import causes_named, check_not_quantised
-from conductance.path import Baseline, Inputs, StraightPath
+from conductance.path import StraightPath
 from conductance.quadrature import PathRule
 from conductance.refinement import Refinement
 from conductance.results import LayerInfo, TotalConductance
 from conductance.smooth import Smooth
 from conductance.store import NodeStore
 from conductance.sums import Layout, RunningSums
-from conductance.targets import Target, TargetFunction, target_function
+from conductance.targeting import Target, TargetFunction, target_function
 from conductance.trying import tried
 
 #: Bytes of tapped tensors that one call may hold when the user names no size.
@@ -92,6 +95,8 @@ def prepared(
     target: Target,
     baselines: Baseline | list[Any],
     additional_forward_args: Any,
+    fixed: Any,
+    path_from: LayerSpec,
     on_train: Literal["error", "warn"],
     most: int,
 ) -> Iterator[Prepared]:
@@ -103,10 +108,12 @@ def prepared(
     selection = select(model, layers)
     check_not_quantised(model, selection.modules)
     noisy = check_mode(model, selection, on_train)
-    extra = () if additional_forward_args is None else additional_forward_args
-    with causes_named(), undisturbed(model, selection.modules):
-        inputs, baselines, extra = usable_by_autograd((inputs, baselines, extra))
-        path = StraightPath(inputs, baselines, extra if isinstance(extra, tuple) else (extra,))
+    inputs, baselines, additional_forward_args = usable_by_autograd((inputs, baselines, additional_forward_args))
+    arguments = Arguments(inputs, additional_forward_args, fixed)
+    inner = found_point(model, arguments, path_from)
+    known = {**selection.modules, **(inner.modules if inner else {})}
+    with causes_named(), undisturbed(model, known):
+        path = InnerPath(model, arguments, baselines, inner, most) if inner else StraightPath(arguments, baselines)
         function = target_function(target, path.batch)
         found = tried(model, selection, path, function, most=most, warn=None if noisy else on_train == "warn")
         points, left_out = usable_points(found, named_points(layers, selection))

@@ -20,7 +20,7 @@ from conductance.errors import ConductanceError
 from conductance.hooks import Probe, Selection, probe
 from conductance.obstacles import check_not_reentrant
 from conductance.path import Rows, StraightPath
-from conductance.targets import TargetFunction
+from conductance.targeting import TargetFunction
 
 #: Places of the two rows: they differ even where there is one example only.
 PLACES = (1.0, 0.618)
@@ -86,7 +86,7 @@ class _Trial:
     def run(self, rows: Rows, paths: Tensor) -> Tensor:
         """F of some rows; notes the size of the output."""
         try:
-            output = self.model(*rows.args, **rows.kwargs)
+            output = rows.through(self.model)
         except Exception as error:
             if len(paths) != self.path.batch and (len(paths) > PROBED or self._runs_as_given()):
                 ran = self.path.batch if len(paths) == PROBED else PROBED
@@ -107,7 +107,7 @@ class _Trial:
         paths = torch.arange(self.path.batch, device=self.path.device) * self.path.per_example
         rows = self.path.rows(paths, torch.ones(len(paths), device=self.path.device))
         try:
-            self.model(*rows.args, **rows.kwargs)  # with its graph: some causes show there only
+            rows.through(self.model)  # with its graph: some causes show there only
         except Exception:
             return False
         return True

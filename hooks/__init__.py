@@ -6,6 +6,7 @@ from conductance.hooks.holding import hold
 from conductance.hooks.listing import PointTable, list_points
 from conductance.hooks.points import HookPoint
 from conductance.hooks.probing import PointInfo, Probe, probe
+from conductance.hooks.replacing import path_point, substitute
 from conductance.hooks.selecting import LayerSpec, Selection, select
 from conductance.hooks.structure import Edge, GraphView, edge_of
 from conductance.hooks.surroundings import undisturbed, usable_by_autograd
@@ -27,9 +28,11 @@ __all__ = [
     "edge_of",
     "hold",
     "list_points",
+    "path_point",
     "probe",
     "producer_unit_axis",
     "select",
+    "substitute",
     "undisturbed",
     "usable_by_autograd",
 ]
