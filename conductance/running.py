@@ -21,6 +21,7 @@ from conductance._requests import check_mode, fewest_rows, named_points, usable_
 from conductance.arguments import Arguments, Inputs
 from conductance.baselines import Baseline
 from conductance.collecting import Collector
+from conductance.diagnosis import diagnosed
 from conductance.engine import Change, Engine
 from conductance.errors import check_choice
 from conductance.fixed import FixedRule
@@ -164,6 +165,7 @@ class Run:
         sums = RunningSums(layouts + leaves, flights, per_example, wide=not few)
         precision = np.array([float(torch.finfo(layout.dtype).eps) / 2 for layout in layouts + leaves])
         ends = _ends(kinked, float(precision.max()))
+        self.diagnosis: list[dict[str, Any]] = []
         self._method: FixedRule | Refinement
         if n_steps is not None:
             self._method = FixedRule(
@@ -195,6 +197,8 @@ class Run:
                     self._method.run(bar.update, every)
                 else:
                     self._method.run(bar.update, every if examples is None else examples)
+                if examples is None:
+                    self.diagnosis = diagnosed(self.engine, self.collector, self.rows)
             except KeyboardInterrupt:
                 return True
         return False
@@ -225,7 +229,7 @@ class Run:
             evaluations=torch.as_tensor(taken.evaluations).to(device),
             converged=torch.as_tensor(taken.converged).to(device),
             spread=None if self.folded else self.spread,
-            settings=settings,
+            settings=settings | ({"diagnosis": self.diagnosis} if self.diagnosis else {}),
         )
 
     @property
