@@ -7,8 +7,7 @@ of the quantity that is computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from conductance.errors import ConductanceError
-from conductance.hooks import HookPoint, PointInfo, buffers_kept, capture, hold, uncompiled
+from conductance.hooks import HookPoint, PointInfo, capture, hold
 from conductance.path import Rows, StraightPath
 from conductance.sums import wide_dtype
 from conductance.targeting import TargetFunction
@@ -320,30 +319,3 @@ def _check_rows_of(info: PointInfo, tensor: Tensor, rows: int) -> None:
 def _on_host(values: Tensor) -> NDArray[np.float64]:
     result: NDArray[np.float64] = values.detach().to("cpu").double().numpy()
     return result
-
-
-@contextmanager
-def undisturbed(model: Callable[..., Any], modules: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Run a model for its gradients and leave it as it came.
-
-    Parameters need no gradient meanwhile (less is stored); random state and buffers are put back; works inside
-    ``no_grad`` and ``inference_mode``; what is compiled runs eagerly, for compiled code passes by hooks.
-    """
-    roots = [model] if isinstance(model, nn.Module) else list(modules.values())
-    parameters = {p for root in roots for p in root.parameters() if p.requires_grad and not p.is_inference()}
-    every = {module for root in roots for module in root.modules()}
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        torch.random.fork_rng(devices),
-        buffers_kept(every),
-        uncompiled(),
-    ):
-        try:
-            for parameter in parameters:
-                parameter.requires_grad_(False)
-            yield
-        finally:
-            for parameter in parameters:
-                parameter.requires_grad_(True)

@@ -209,6 +209,14 @@ class TotalConductance(Mapping[str, Tensor]):
         absolute = {layer: self[layer].to(size).abs().unsqueeze(1).flatten(1).sum(1) for layer in self}
         return {layer: self.error[layer].to(size) * absolute[layer] / size for layer in self}
 
+    @property
+    def diagnosis(self) -> tuple[str, ...]:
+        """Why layers have no conductance, where some have none: sentences with the cause and the way out.
+
+        Found on a few examples of the run; as in ``settings["diagnosis"]``, where their numbers stand too.
+        """
+        return _result_tables.diagnosis(self)
+
     def per_unit(self, layer: str) -> Tensor:
         """Conductance of each unit (channel, head or feature), summed over positions.
 

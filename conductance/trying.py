@@ -19,6 +19,7 @@ from conductance._requests import PROBED
 from conductance.engine import check_rows
 from conductance.errors import ConductanceError
 from conductance.hooks import Probe, Selection, probe
+from conductance.obstacles import check_not_reentrant
 from conductance.path import Rows, StraightPath
 from conductance.targeting import TargetFunction
 
@@ -67,6 +68,7 @@ def tried(
         return alone[-1]
 
     found = probe(model, selection, run, rows.leaves, rows=PROBED, again=None if warn is None else (copies, again))
+    check_not_reentrant(found.kinked)
     if not found.gradient_flows:
         raise ConductanceError(
             "the target does not depend on the inputs through differentiable operations: the model detaches its output "

@@ -1,8 +1,8 @@
 """A table of everything in a model that can be tapped."""
 
 import html
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from conductance.hooks._trees import tensors
-from conductance.hooks.eager import uncompiled
-from conductance.hooks.keeping import buffers_kept
 from conductance.hooks.points import HookPoint
 from conductance.hooks.probing import PointInfo, probe
 from conductance.hooks.replacing import path_point, substitute
-from conductance.hooks.selecting import LayerSpec, Selection
+from conductance.hooks.selecting import LayerSpec, select_all
+from conductance.hooks.surroundings import undisturbed, usable_by_autograd
 
 Inputs: TypeAlias = "Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]"
 Target: TypeAlias = int | Callable[[Any], Tensor] | None
@@ -114,9 +113,9 @@ def list_points(model: nn.Module, inputs: Inputs, *, target: Target = None, path
         msg = f"list_points: model is a torch.nn.Module, got {type(model).__name__}"
         raise TypeError(msg)
     args, kwargs, leaves = _moving(inputs, fixed=path_from is not None)
-    selection = Selection(modules := dict(model.named_modules()), tuple(map(HookPoint, modules)))
+    selection = select_all(model)
 
-    with _as_it_was(model, args, kwargs), _injection(model, path_from, leaves):
+    with undisturbed(model, {}, frozen=False), _injection(model, path_from, leaves):
         batch = _batch(args, kwargs)
         seen = partial(probe, model, selection, lambda: _scalar(model(*args, **kwargs), target), leaves, rows=batch)
         try:
@@ -132,11 +131,11 @@ def list_points(model: nn.Module, inputs: Inputs, *, target: Target = None, path
 def _moving(inputs: Inputs, *, fixed: bool) -> tuple[tuple[Any, ...], dict[str, Any], list[Tensor]]:
     """Positional and keyword inputs with leaves in place of the tensors that move, and the leaves."""
     leaves: list[Tensor] = []
+    inputs = usable_by_autograd(inputs)
 
     def moving(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        value = value.clone() if value.is_inference() else value
         if fixed or not value.is_floating_point():
             return value
         leaves.append(value.detach().requires_grad_())
@@ -219,20 +218,3 @@ def _injection(model: nn.Module, path_from: LayerSpec, leaves: list[Tensor]) -> 
         return leaves[-1].clone()
 
     return substitute(model, path_point(model, path_from).points, leaf)
-
-
-@contextmanager
-def _as_it_was(model: nn.Module, args: Iterable[Any], kwargs: Mapping[str, Any]) -> Iterator[None]:
-    """Put buffers and the state of random numbers back afterwards; gradients are on, whatever the caller has set."""
-    values = [*model.parameters(), *model.buffers(), *args, *kwargs.values()]
-    devices = {value.device for value in values if isinstance(value, Tensor)}
-    kind = next((device.type for device in devices if device.type in ("cuda", "xpu")), "cuda")
-    numbers = sorted({device.index or 0 for device in devices if device.type == kind})
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        torch.random.fork_rng(numbers, device_type=kind),
-        buffers_kept(model.modules()),
-        uncompiled(),
-    ):
-        yield
