@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -91,7 +92,9 @@ def _is_batched(value: Any, path: StraightPath) -> bool:
 
 def _rows_as_given(model: Callable[..., Any], path: StraightPath) -> int:
     """Size of the first axis of what the model gives for all examples; 0 if it does not run on them."""
-    ran, output = _output(model, *path.arguments.call(torch.arange(path.batch, device=path.device), path.batch, {}))
+    paths = torch.arange(path.batch, device=path.device) * path.per_example
+    rows = path.rows(paths, torch.ones(path.batch, device=path.device))
+    ran, output = _output(partial(rows.through, model))
     parts = [output] if isinstance(output, Tensor) else [member(output, "logits"), member(output, 0)]
     first = [part for part in parts if isinstance(part, Tensor) and part.dim() > 0]
     return 0 if not ran else len(first[0]) if first else path.batch
@@ -103,13 +106,14 @@ def _runs_with_a_batch_axis(model: Callable[..., Any], path: StraightPath) -> bo
     twice: dict[Key, Any] = {
         key: torch.stack([value] * 2) for key, value in entries.items() if key not in fixed and _is_batched(value, path)
     }
-    return _output(model, *path.arguments.call(torch.arange(path.batch, device=path.device), path.batch, twice))[0]
+    args, kwargs = path.arguments.call(torch.arange(path.batch, device=path.device), path.batch, twice)
+    return _output(partial(model, *args, **kwargs))[0]
 
 
-def _output(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bool, Any]:
-    """Whether the model runs, and what it gives."""
+def _output(run: Callable[[], Any]) -> tuple[bool, Any]:
+    """Whether the model runs, and what it gives; with its graph, for some causes show there only."""
     try:
-        return True, model(*args, **kwargs)  # with its graph: some causes show there only
+        return True, run()
     except Exception:
         return False, None
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from conductance import ConductanceError, neuron_conductance, total_conductance
+from conductance import ConductanceError, ZeroConductanceWarning, neuron_conductance, total_conductance
 from tests.conductance.structures import Pick, distance, literal, net
 from tests.helpers import frozen, normal
 from tests.hooks.nets import structured
@@ -76,7 +76,8 @@ def test_a_head_that_the_target_does_not_use_is_zero_and_told() -> None:
     assert [total.info[name].used for name in ("body", "head", "aux")] == [True, True, False]
     assert torch.equal(total["aux"], torch.zeros(3, 3, dtype=torch.float64))
     assert bool(total.converged.all())
-    alone = total_conductance(model, X[:, 0], "aux", target=lambda output: output[0][:, 0])
+    with pytest.warns(ZeroConductanceWarning, match="layer 'aux': the target does not use it"):
+        alone = total_conductance(model, X[:, 0], "aux", target=lambda output: output[0][:, 0])
     assert not alone["aux"].any()
     assert (total["body"].sum(1) != 0).all()
 
