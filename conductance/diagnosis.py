@@ -165,7 +165,7 @@ def _of_layer(seen: _Seen, number: int, info: PointInfo) -> tuple[str, str]:
             "another activation in its place changes the target, but the gradient is cut behind it (detach(), no_grad, "
             ".data, numpy, argmax) or zero (rounding, a step function, saturation)",
         )
-    return "unused layer", "the target does not use it: another activation in its place changes nothing"
+    return "unused layer", "the target does not use it: another activation in its place does not change the target"
 
 
 class _Seen:
@@ -214,7 +214,9 @@ class _Seen:
 
         with substitute(self._engine.modules, [point], shifted):
             again = [self._engine.forward(paths, alphas) for paths, alphas in self._calls()]
-        return not np.array_equal(np.concatenate(again), self.output, equal_nan=True)
+        size = float(np.abs(self.output).max())
+        rounding = torch.finfo(self._engine.path.dtype).eps ** 0.5 * max(1.0, size)
+        return not np.allclose(np.concatenate(again), self.output, rtol=0.0, atol=rounding, equal_nan=True)
 
 
 # ---- what stands before the target
