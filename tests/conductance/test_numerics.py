@@ -130,7 +130,7 @@ def test_the_default_dtype_changes_nothing(default: torch.dtype, dtype: torch.dt
         lambda: dict(total_conductance(low, X.to(dtype), target=0, baselines=[0.0, 0.5])),
         lambda: dict(quietly(low, X.to(dtype), n_steps=9)),
         lambda: dict(cd.weight_conductance(low, X.to(dtype), ["2"], target=0)),
-        lambda: {"": cd.neuron_conductance(low, X.to(dtype), "1", target=0).values},  # type: ignore[union-attr,dict-item]
+        lambda: {"": cd.neuron_conductance(low, X.to(dtype), "1", target=0).values},  # type: ignore[dict-item]
     ]
     expected = [route() for route in routes]
     torch.set_default_dtype(default)
@@ -148,7 +148,8 @@ class NoFloat64(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and result.dtype == torch.float64:
+        of_host = func is torch.ops.aten.lift_fresh.default  # wraps an array of the host's, and computes nothing
+        if isinstance(result, Tensor) and result.dtype == torch.float64 and not of_host:
             raise TypeError(f"{func} made a float64 tensor of shape {tuple(result.shape)}")
         return result
 
@@ -162,10 +163,17 @@ def test_no_float64_is_made_for_a_device_without_it(monkeypatch: pytest.MonkeyPa
     for activation in (nn.ReLU, nn.Tanh):
         low, _ = pair(activation, torch.float32)
         x = X.float()
-        for options in ({}, {"n_steps": 9}, {"n_steps": 40}, {"baselines": [0.0, 0.5]}, {"internal_batch_size": 3}):
-            expected = quietly(low, x, **options)  # type: ignore[arg-type]
-            with NoFloat64():
-                found = quietly(low, x, **options)  # type: ignore[arg-type]
+        every: list[dict[str, Any]] = [
+            {},
+            {"n_steps": 9},
+            {"n_steps": 40},
+            {"baselines": [0.0, 0.5]},
+            {"internal_batch_size": 3},
+        ]
+        for options in every:
+            expected = quietly(low, x, **options)
+            with NoFloat64():  # type: ignore[no-untyped-call]
+                found = quietly(low, x, **options)
             torch.testing.assert_close(found["1"], expected["1"])
-    with pytest.raises(TypeError, match="made a float64 tensor"), NoFloat64():
+    with pytest.raises(TypeError, match="made a float64 tensor"), NoFloat64():  # type: ignore[no-untyped-call]
         torch.ones(2).double()
