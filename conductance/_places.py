@@ -82,7 +82,7 @@ class Places:
         """Indices of each row, counted from the front, ``(rows, axes)``, on the device of the output."""
         self.check(examples.batch)
         self._check_range(sizes, output)
-        index = (self.index % torch.tensor(sizes)).to(output.device)
+        index = (self.index % self.index.new_tensor(sizes)).to(output.device)
         if index.dim() == 1:
             return index.expand(len(examples.numbers), -1)
         return index[examples.numbers.to(output.device)]
@@ -146,11 +146,9 @@ def places(name: str, given: Any, *, expected: str, axes: int | None = None) -> 
 
 def _integers(name: str, given: Any, expected: str) -> Tensor:
     try:
-        index = given.detach().cpu() if isinstance(given, Tensor) else torch.as_tensor(given)
+        index = (given.detach() if isinstance(given, Tensor) else torch.as_tensor(given)).cpu()
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise TypeError(
-            f"{name} is a {type(given).__name__} that is no index ({error}); expected {expected}"
-        ) from error
+        raise TypeError(f"{name} is no index ({type(given).__name__}: {error}); expected {expected}") from error
     if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
         raise TypeError(f"{name} holds {index.dtype} numbers; expected integers")
     return index.long()

@@ -13,6 +13,7 @@ from conductance.errors import ConvergenceWarning
 from conductance.flights import Rules
 from conductance.results import TotalConductance
 from conductance.running import Prepared
+from conductance.targeting import OutputTarget
 
 
 def settings_of(ready: Prepared, rules: Rules, n_steps: int | None, target: Any, baselines: Any) -> dict[str, Any]:
@@ -39,6 +40,8 @@ def _described(value: Any) -> Any:
         return value.tolist() if whole else f"tensor of shape {tuple(value.shape)}"
     if isinstance(value, (tuple, list)):
         return [_described(one) for one in value]
+    if isinstance(value, OutputTarget):
+        return repr(value)
     return getattr(value, "__qualname__", type(value).__name__)
 
 

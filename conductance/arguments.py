@@ -76,12 +76,12 @@ class Arguments:
         return [key for key, one in kinds.items() if one.dim() > 0 and is_integer(one)]
 
     def _add_named(self, additional: Mapping[str, Any]) -> None:
-        twice = [name for name in additional if name in self.entries]
-        if twice:
-            raise ValueError(f"additional_forward_args names {twice}, which inputs holds already")
         wrong = [name for name in additional if not isinstance(name, str)]
         if wrong:
             raise TypeError(f"additional_forward_args has the keys {wrong}; expected names of the model's arguments")
+        twice = [name for name in additional if name in self.entries]
+        if twice:
+            raise ValueError(f"additional_forward_args names {twice}, which inputs holds already")
         self.entries.update(additional)
 
     def _checked(self, fixed: Any) -> frozenset[Key]:

@@ -17,7 +17,7 @@ from torch.nn import functional
 from conductance.arguments import Key
 
 Baseline: TypeAlias = (
-    float | int | str | Tensor | Callable[[Tensor], Tensor] | tuple[Any, ...] | Mapping[str, Any] | None
+    float | int | str | Tensor | Callable[[Tensor], Tensor] | tuple[Any, ...] | Mapping[Any, Any] | None
 )
 
 
@@ -130,7 +130,7 @@ def starts_of(baseline: Baseline, ends: Mapping[Key, Tensor], labels: Mapping[Ke
         What errors call them.
     """
     if isinstance(baseline, Mapping):
-        return {key: start_of(baseline[key], labels[key], end) for key, end in ends.items()}  # type: ignore[index]
+        return {key: start_of(baseline[key], labels[key], end) for key, end in ends.items()}
     if isinstance(baseline, tuple):
         if len(baseline) != len(ends):
             raise ValueError(

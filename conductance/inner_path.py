@@ -8,13 +8,15 @@ model makes of the ids elsewhere stay those of the input.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from conductance.arguments import Arguments, Key, is_moving, repeated
+from conductance._failing import raise_failed
+from conductance.arguments import Arguments, Key, is_integer, is_moving, repeated
 from conductance.baselines import Baseline, named_keys, starts_of
 from conductance.errors import ConductanceError
 from conductance.hooks import HookPoint, LayerSpec, Selection, path_point, substitute
@@ -55,6 +57,7 @@ class InnerPath(StraightPath):
         self._points = selection.points
         self._modules = {**selection.modules, **({"": model} if isinstance(model, nn.Module) else {})}
         self._examples = _batch_of(arguments)
+        self._entered: list[Tensor] = []  # integers that entered the module in the first call of the model
         several = several_of(baselines)
         self.arguments = arguments
         ends = self._at_point({})
@@ -76,9 +79,12 @@ class InnerPath(StraightPath):
         """The tensors at the hook point for all examples, of the arguments or of others in their place."""
         chunk = min(self._most or CHUNK, CHUNK)
         parts: list[dict[Key, Tensor]] = []
+        points = (*self._points, *(replace(point, side="in", index=()) for point in self._points))
 
         def record(point: HookPoint, tensor: Tensor) -> None:
-            if tensor.is_floating_point():
+            if is_integer(tensor) and not given and len(parts) == 1:
+                self._entered.append(tensor)
+            if tensor.is_floating_point() and point.side == self._points[0].side:
                 parts[-1][point.name] = tensor.detach().clone()
 
         for first in range(0, self._examples, chunk):
@@ -86,8 +92,17 @@ class InnerPath(StraightPath):
             entries = {key: repeated(value, examples, self._examples) for key, value in given.items()}
             args, kwargs = self.arguments.call(examples, self._examples, entries)
             parts.append({})
-            with torch.no_grad(), substitute(self._modules, self._points, record):
-                self._model(*args, **kwargs)
+            try:
+                with torch.no_grad(), substitute(self._modules, tuple(dict.fromkeys(points)), record):
+                    self._model(*args, **kwargs)
+            except ValueError as error:
+                if str(error).startswith(f"{self._points[0].name}:"):
+                    raise ValueError(f"path_from: {error}") from None
+                raise
+            except Exception as error:
+                names = [*given] or [key for key in self.arguments.entries if key in self.arguments.candidates]
+                told = "baselines gave token ids for" if given else "inputs are"
+                raise_failed(error, f"{told} {', '.join(f'inputs[{key!r}]' for key in names)}")
             if parts[-1].keys() != parts[0].keys():
                 raise _changing(self._points[0].name)
         if not parts[0]:
@@ -95,6 +110,10 @@ class InnerPath(StraightPath):
                 f"path_from: {self._points[0].name!r} never ran, or gives no tensor of floating-point numbers; "
                 "conductance.hooks.list_points(model, inputs) lists what does"
             )
+        for key, first_part in parts[0].items():
+            for part in parts:
+                if part[key].shape[1:] != first_part.shape[1:]:
+                    raise _differing(key, part[key], first_part)
         return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
     def _check_batch(self, ends: Mapping[Key, Tensor], labels: Mapping[Key, str]) -> None:
@@ -108,8 +127,7 @@ class InnerPath(StraightPath):
     def _meant(self, baseline: Any, ends: Mapping[Key, Tensor]) -> Any:
         """A baseline with the embedding of ids in place of ids."""
         if isinstance(baseline, str) and baseline == "pad":
-            key = self._ids_key()
-            baseline = torch.full_like(self.arguments.entries[key], self._pad())
+            baseline = {key: torch.full_like(self.arguments.entries[key], self._pad()) for key in self._ids_keys()}
         if isinstance(baseline, Mapping):
             ids = {key: value for key, value in baseline.items() if key in self.arguments.entries and key not in ends}
             if not ids:
@@ -117,20 +135,22 @@ class InnerPath(StraightPath):
             found = self._at_point({key: self._checked_ids(value, key) for key, value in ids.items()})
             return found | {key: value for key, value in baseline.items() if key not in ids}
         if isinstance(baseline, Tensor) and not baseline.is_floating_point() and not baseline.is_complex():
-            key = self._ids_key()
-            return self._at_point({key: self._checked_ids(baseline, key)})
+            keys = self._ids_keys()
+            if len(keys) > 1:
+                raise ValueError(
+                    f"baselines holds token ids, but which input they stand for is not clear (inputs of integers: "
+                    f"{keys}); give a dict such as {{'input_ids': ids}}"
+                )
+            return self._at_point({keys[0]: self._checked_ids(baseline, keys[0])})
         return baseline
 
-    def _ids_key(self) -> Key:
-        """The input that holds token ids."""
+    def _ids_keys(self) -> list[Key]:
+        """The inputs that enter the module; where none enters as it is, those of integers."""
         integers = self.arguments.integers()
-        named = [key for key in integers if key == "input_ids"] or integers[:1]
-        if not named or (len(integers) > 1 and isinstance(integers[0], str) and named[0] != "input_ids"):
-            raise ValueError(
-                f"baselines holds token ids, but which input they stand for is not clear (inputs of integers: "
-                f"{integers}); give a dict such as {{'input_ids': ids}}"
-            )
-        return named[0]
+        entering = [key for key in integers if any(_begins(self.arguments.entries[key], one) for one in self._entered)]
+        if not integers:
+            raise ValueError("baselines stands for token ids, but no input holds integers; give the embedding itself")
+        return entering or integers
 
     def _checked_ids(self, ids: Any, key: Key) -> Tensor:
         given: Tensor = self.arguments.entries[key]
@@ -185,17 +205,18 @@ def found_point(model: Callable[..., Any], arguments: Arguments, path_from: Laye
     return path_point(model, next(iter(embeddings))) if embeddings else None
 
 
+def _begins(whole: Tensor, part: Tensor) -> bool:
+    """Whether a tensor begins with another one."""
+    return whole.shape[1:] == part.shape[1:] and torch.equal(whole[: len(part)], part)
+
+
 def _in_place(moved: Mapping[Key, Tensor], point: HookPoint, tensor: Tensor) -> Tensor | None:
     """The moving tensor for a hook point."""
     new = moved.get(point.name)
     if new is None:
         return None
     if new.shape != tensor.shape:
-        raise ConductanceError(
-            f"path_from {point.name!r} gave shape {tuple(tensor.shape)} for rows whose path has shape "
-            f"{tuple(new.shape)}: what comes before it depends on the other examples of a call; give examples of one "
-            "length, or one at a time"
-        )
+        raise _differing(point.name, tensor, new)
     return new
 
 
@@ -208,6 +229,13 @@ def _batch_of(arguments: Arguments) -> int:
                 raise ValueError("inputs is an empty batch: axis 0 has length 0; expected at least one example")
             return len(tensor)
     raise ValueError("inputs holds no tensor with a batch axis; expected shape (batch, …)")
+
+
+def _differing(name: Key, tensor: Tensor, other: Tensor) -> ConductanceError:
+    return ConductanceError(
+        f"path_from {name!r} gave shape {tuple(tensor.shape)} in one call and {tuple(other.shape)} in another: what "
+        "comes before it depends on the other examples of a call; give examples of one length, or one at a time"
+    )
 
 
 def _changing(name: str) -> ConductanceError:

@@ -21,6 +21,7 @@ from conductance._requests import check_mode, fewest_rows, named_points, usable_
 from conductance.arguments import Arguments, Inputs
 from conductance.baselines import Baseline
 from conductance.collecting import Collector
+from conductance.confidence import warn_if_confident
 from conductance.diagnosis import diagnosed
 from conductance.engine import Change, Engine
 from conductance.errors import check_choice
@@ -117,6 +118,8 @@ def prepared(
         path = InnerPath(model, arguments, baselines, inner, most) if inner else StraightPath(arguments, baselines)
         function = target_function(target, path.batch)
         found = tried(model, selection, path, function, most=most, warn=None if noisy else on_train == "warn")
+        if not (noisy or target is None or callable(target)):
+            warn_if_confident(model, path, function, most)
         points, left_out = usable_points(found, named_points(layers, selection))
         yield Prepared(model, selection, path, function, found, points, left_out, fewest_rows(noisy))
 

@@ -30,8 +30,8 @@ def target_function(target: Target, batch: int) -> TargetFunction:
     ----------
     target
         None (the output is one number a row already), an int (column), a tuple of ints (index into an output of
-        more axes), a tensor or list of one int (or tuple) for each example, or a callable of the output, or of the
-        output and the example number of each row, that returns one number a row.
+        more axes), a tensor or list of one int (or tuple) for each example, a target of `conductance.targets`, or a
+        callable of the output, or of the output and the example number of each row, that returns one number a row.
     batch
         Number of examples.
 
@@ -129,6 +129,9 @@ def _told(target: Callable[..., Tensor], output: Any, *examples: Tensor) -> Any:
 
 
 def _checked(value: Any, output: Any, rows: int) -> Tensor:
+    if isinstance(value, OutputTarget):
+        name = value.text.partition("(")[0]
+        raise TypeError(f"target is the function {name} itself; call it, such as target={name}()")
     if not isinstance(value, Tensor):
         raise TypeError(f"the callable given as target returned a {type(value).__name__}; expected a tensor ({rows},)")
     if tuple(value.shape) == (rows, 1):

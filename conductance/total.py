@@ -57,8 +57,9 @@ def total_conductance(
         (``settings["left_out"]``). Modules of a plain callable are called ``Linear_0``, ``ReLU_1`` and so on.
     target
         What is explained, one number for each example: an index into the output, a tuple of indices, a tensor or
-        list of one index for each example, or a callable of the output (or of the output and the example number of
-        each row). It receives rows of any examples in any order.
+        list of one index for each example, a target of :mod:`conductance.targets` (a probability, margin, loss, token),
+        or a callable of the output (or of the output and the example number of each row). It receives rows of any
+        examples in any order.
     baselines
         Where the path starts: a number, a tensor, a callable of the input, or a name (``"zeros"``, ``"mean"`` of the
         batch, ``"permuted"``: another example, ``"blur"``; see :mod:`conductance.baselines`). A tuple gives one for
