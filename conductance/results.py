@@ -47,7 +47,8 @@ class TotalConductance(Mapping[str, Tensor]):
     Parameters
     ----------
     conductance
-        Per hook point ``(batch, *layer shape)``: signed and detached. ``total[name]`` is the same tensor.
+        Per hook point ``(batch, *layer shape)``: signed and detached, on the layer's device, in float64 where the
+        layer's tensor is and else in float32. ``total[name]`` is the same tensor.
     unit_error
         Per hook point ``(batch, units)``: estimated absolute error of `per_unit`.
     error
