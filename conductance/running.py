@@ -33,7 +33,7 @@ from conductance.smooth import Smooth
 from conductance.store import NodeStore
 from conductance.sums import Layout, RunningSums
 from conductance.targets import Target, TargetFunction, target_function
-from conductance.trying import tried
+from conductance.trying import that_ran, tried
 
 #: Bytes of tapped tensors that one call may hold when the user names no size.
 CALL_BYTES = 1 << 28
@@ -99,14 +99,16 @@ def prepared(
     ``most`` is the rows that the user allows a call, 0 for any number; else as for total conductance.
     """
     check_choice("on_train", on_train, ("error", "warn"))
-    selection = select(model, layers)
-    noisy = check_mode(model, selection, on_train)
+    modules = select(model, layers, tentative=True)  # taps are known once the model has run
+    noisy = check_mode(model, modules, on_train)
     extra = () if additional_forward_args is None else additional_forward_args
-    with undisturbed(model, selection.modules):
+    with undisturbed(model, modules.modules):
         path = StraightPath(inputs, baselines, extra if isinstance(extra, tuple) else (extra,))
         function = target_function(target, path.batch)
-        found = tried(model, selection, path, function, most=most, warn=None if noisy else on_train == "warn")
-        points, left_out = usable_points(found, named_points(layers, selection))
+        warn = None if noisy else on_train == "warn"
+        selection, found = tried(model, layers, path, function, most=most, warn=warn)
+        ran = partial(that_ran, model, selection, path)
+        points, left_out = usable_points(found, named_points(layers, selection), selection, ran)
         yield Prepared(model, selection, path, function, found, points, left_out, fewest_rows(noisy))
 
 

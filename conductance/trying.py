@@ -12,12 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from conductance._requests import PROBED
 from conductance.engine import check_rows
 from conductance.errors import ConductanceError
-from conductance.hooks import Probe, Selection, probe
+from conductance.hooks import LayerSpec, Probe, Selection, names_run, probe_layers
 from conductance.path import Rows, StraightPath
 from conductance.targets import TargetFunction
 
@@ -29,18 +29,18 @@ DIFFERENT = 4.0
 
 def tried(
     model: Callable[..., Any],
-    selection: Selection,
+    layers: LayerSpec,
     path: StraightPath,
     function: TargetFunction,
     *,
     most: int,
     warn: bool | None,
-) -> Probe:
+) -> tuple[Selection, Probe]:
     """Run two rows to see what there is, and refuse what cannot be explained.
 
     Parameters
     ----------
-    model, selection, path, function
+    model, layers, path, function
         What is run, tapped and explained.
     most
         Rows that calls have at most, 0 for any number; where there are several, they must not influence each other.
@@ -57,7 +57,7 @@ def tried(
         first.append(trial.run(rows, paths))
         return first[-1]
 
-    found = probe(model, selection, run, rows.leaves)
+    selection, found = probe_layers(model, layers, run, rows.leaves)
     if not found.gradient_flows:
         raise ConductanceError(
             "the target does not depend on the inputs through differentiable operations: the model detaches its output "
@@ -70,7 +70,15 @@ def tried(
             raise ConductanceError(f'{reason}, or pass on_train="warn" to go on')
         if reason:
             warnings.warn(reason, UserWarning, stacklevel=5)
-    return found
+    return selection, found
+
+
+def that_ran(model: Callable[..., Any], selection: Selection, path: StraightPath) -> list[str]:
+    """Names of the modules and taps that run, of a callable those of the ones that were asked."""
+    modules = dict(model.named_modules()) if isinstance(model, nn.Module) else selection.modules
+    first = torch.tensor([0, path.count - 1], device=path.device)
+    rows = path.rows(first, torch.tensor(PLACES, device=path.device))
+    return [name for name in names_run(modules, lambda: model(*rows.args, **rows.kwargs)) if name]
 
 
 class _Trial:

@@ -7,9 +7,11 @@ from conductance.hooks.holding import hold
 from conductance.hooks.keeping import buffers_kept
 from conductance.hooks.listing import PointTable, list_points
 from conductance.hooks.points import HookPoint
-from conductance.hooks.probing import PointInfo, Probe, probe
+from conductance.hooks.probing import PointInfo, Probe, probe, probe_layers
+from conductance.hooks.reached import names_run, takes_hooks
 from conductance.hooks.selecting import LayerSpec, Selection, select
 from conductance.hooks.structure import Edge, GraphView, edge_of
+from conductance.hooks.tapping import tap
 from conductance.hooks.units import producer_unit_axis
 
 __all__ = [
@@ -29,8 +31,12 @@ __all__ = [
     "edge_of",
     "hold",
     "list_points",
+    "names_run",
     "probe",
+    "probe_layers",
     "producer_unit_axis",
     "select",
+    "takes_hooks",
+    "tap",
     "uncompiled",
 ]

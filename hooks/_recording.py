@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from conductance.hooks._trees import Index, inputs_again, inputs_tree, is_single, replaced, tensors
 from conductance.hooks.capturing import Side, in_backward
+from conductance.hooks.reached import takes_hooks
 from conductance.hooks.selecting import Selection
 from conductance.hooks.structure import Edge, edge_of
+from conductance.hooks.tapping import heard
 
 Place: TypeAlias = tuple[str, Side, int, Index]
 
@@ -50,11 +52,13 @@ class Recorder:
 
     def record(self, run: Callable[[], Tensor | None]) -> Tensor | None:
         """Run, and note what passes; calls are counted anew each time the model is entered."""
-        with ExitStack() as handles, torch.enable_grad():
-            if isinstance(self.root, nn.Module):
+        with ExitStack() as handles, heard(self.modules.values()), torch.enable_grad():
+            if isinstance(self.root, nn.Module) and takes_hooks(self.root):
                 handles.callback(self.root.register_forward_pre_hook(self._entered, prepend=True).remove)
             for name, side in self.sides:
                 module = self.modules[name]
+                if not takes_hooks(module):
+                    continue
                 if side == "in":
                     handle = module.register_forward_pre_hook(self._before(name), with_kwargs=True)
                 else:

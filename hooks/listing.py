@@ -12,8 +12,9 @@ from conductance.hooks._trees import replaced, tensors
 from conductance.hooks.eager import uncompiled
 from conductance.hooks.keeping import buffers_kept
 from conductance.hooks.points import HookPoint
-from conductance.hooks.probing import PointInfo, probe
+from conductance.hooks.probing import PointInfo, check_names, probe
 from conductance.hooks.selecting import LayerSpec, Selection, select
+from conductance.hooks.tapping import taps_called
 
 Inputs: TypeAlias = "Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]"
 Target: TypeAlias = int | Callable[[Any], Tensor] | None
@@ -67,12 +68,13 @@ def _row(info: PointInfo, *, together: bool) -> tuple[str, ...]:
 
 
 def list_points(model: nn.Module, inputs: Inputs, *, target: Target = None, path_from: LayerSpec = None) -> PointTable:
-    """List the hook points of a model: every module that runs on these inputs, and each tensor it gives.
+    """List the hook points of a model: every module and tap that runs on these inputs, and each tensor it gives.
 
     Parameters
     ----------
     model
-        The model. It is run once, and left as it was: its buffers and the state of random numbers too.
+        The model. It is run once, or twice where it calls `tap`, and left as it was: its buffers and the state of
+        random numbers too.
     inputs
         A tensor, a tuple of positional inputs, or a mapping of keyword inputs. Tensors of floating-point
         numbers are what moves.
@@ -108,14 +110,25 @@ def list_points(model: nn.Module, inputs: Inputs, *, target: Target = None, path
         msg = f"list_points: model is a torch.nn.Module, got {type(model).__name__}"
         raise TypeError(msg)
     args, kwargs, leaves = _moving(inputs, fixed=path_from is not None)
-    selection = Selection(modules := dict(model.named_modules()), tuple(map(HookPoint, modules)))
+    modules = dict(model.named_modules())
+
+    def run() -> Tensor:
+        return _scalar(model(*args, **kwargs), target)
 
     with _as_it_was(model, args, kwargs), _injection(model, path_from, leaves):
-        found = probe(model, selection, lambda: _scalar(model(*args, **kwargs), target), leaves)
+        with taps_called() as taps:
+            found = probe(model, _all_of(modules), run, leaves)
+        if taps:
+            check_names(model, taps)
+            found = probe(model, _all_of({**modules, **taps}), run, leaves)
     if path_from is not None and not leaves:
         msg = f"path_from: {path_from!r} never ran, or gives no tensor of floating-point numbers"
         raise ValueError(msg)
     return PointTable(found.points)
+
+
+def _all_of(modules: dict[str, nn.Module]) -> Selection:
+    return Selection(modules, tuple(map(HookPoint, modules)))
 
 
 def _moving(inputs: Inputs, *, fixed: bool) -> tuple[tuple[Any, ...], dict[str, Any], list[Tensor]]:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from conductance.hooks._recording import Place, Recorder, Seen
 from conductance.hooks._trees import written
 from conductance.hooks.points import HookPoint
-from conductance.hooks.selecting import Selection
+from conductance.hooks.selecting import LayerSpec, Selection, select
 from conductance.hooks.structure import Edge, GraphView
+from conductance.hooks.tapping import Tap, taps_called
 from conductance.hooks.units import module_batch_axis, module_unit_axis, producer_unit_axis
 
 
@@ -137,6 +138,59 @@ def probe(
     wanted, never_run = _match(selection, recorder)
     infos = tuple(_info(place, request, recorder, view, place in moved) for place, request in wanted.items())
     return Probe(infos, never_run, view.kinked_operators(), view.gradient_flows)
+
+
+def probe_layers(
+    model: Callable[..., Any] | Mapping[str, nn.Module],
+    layers: LayerSpec,
+    run: Callable[[], Tensor | None],
+    leaves: Sequence[Tensor],
+) -> tuple[Selection, Probe]:
+    """Probe what a request for layers means, taps included, of which the names are known when the model has run.
+
+    Parameters
+    ----------
+    model, run, leaves
+        As for `probe`; where taps are asked for, the model is run once more.
+    layers
+        As for `select`.
+
+    Returns
+    -------
+    Selection, Probe
+        The modules and taps that were asked, and what the probe found.
+
+    Raises
+    ------
+    ValueError
+        As for `select` and `probe`; and if the model calls a tap by the name of one of its modules.
+
+    Examples
+    --------
+    >>> from conductance.hooks import tap
+    >>> x = torch.ones(1, 3, requires_grad=True)
+    >>> selection, found = probe_layers(lambda x: tap("square", x**2).sum(1), "sq*", lambda: model(x), [x])
+    >>> [info.name for info in found.points]
+    ['square']
+    """
+    selection = select(model, layers, tentative=True)
+    with taps_called() as taps:
+        found = probe(model, selection, run, leaves)
+    check_names(model, taps)
+    asked = select(model, layers, taps=taps)
+    if asked.points == selection.points:
+        return selection, found
+    return asked, probe(model, asked, run, leaves)
+
+
+def check_names(model: Callable[..., Any] | Mapping[str, nn.Module], taps: Mapping[str, Tap]) -> None:
+    """Refuse taps by the name of a module: two points of one name could not be told apart."""
+    named: Mapping[str, Any] = dict(model.named_modules(remove_duplicate=False)) if isinstance(model, nn.Module) else {}
+    named = model if isinstance(model, Mapping) else named
+    both = [name for name in taps if name in named]
+    if both:
+        msg = f"tap: {both[0]!r} is the name of a module of the model; give the tap another name"
+        raise ValueError(msg)
 
 
 def _same(first: Tensor, second: Tensor) -> bool:
