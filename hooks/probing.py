@@ -169,7 +169,9 @@ def probe_layers(
     --------
     >>> from conductance.hooks import tap
     >>> x = torch.ones(1, 3, requires_grad=True)
-    >>> selection, found = probe_layers(lambda x: tap("square", x**2).sum(1), "sq*", lambda: model(x), [x])
+    >>> def model(x):
+    ...     return tap("square", x**2).sum(1)
+    >>> selection, found = probe_layers(model, "sq*", lambda: model(x), [x])
     >>> [info.name for info in found.points]
     ['square']
     """

@@ -61,14 +61,14 @@ def test_a_layer_called_by_keyword_is_explained_at_each_of_its_inputs(how: str, 
     torch.testing.assert_close(together, found.output_change, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_hidden_states_given_to_attention_of_transformers_by_keyword() -> None:
-    from transformers import LlamaConfig, LlamaModel
-
-    config = LlamaConfig(
+    transformers: Any = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
         vocab_size=11, hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=1,
     )  # fmt: skip
-    model = seeded(lambda: LlamaModel(config))
+    model = seeded(lambda: transformers.LlamaModel(config))
     given = {"inputs_embeds": normal(2, 5, 8, seed=3)}
     layers = ["layers.0.self_attn:in[hidden_states]", "layers.0.input_layernorm", "layers.0.mlp:in"]
     found = total_conductance(
