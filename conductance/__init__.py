@@ -3,7 +3,7 @@
 Which internal units carry a prediction, from which inputs, and how sure is that number?
 """
 
-from conductance import hooks
+from conductance import hooks, targets
 from conductance.attention import AttentionConductance, attention_conductance
 from conductance.dictionary import dictionary_conductance
 from conductance.errors import ConductanceError, ConvergenceWarning
@@ -33,6 +33,7 @@ __all__ = [
     "hooks",
     "load",
     "neuron_conductance",
+    "targets",
     "total_conductance",
     "weight_conductance",
 ]

@@ -12,6 +12,7 @@ from conductance.errors import ConvergenceWarning
 from conductance.flights import Rules
 from conductance.results import TotalConductance
 from conductance.running import Prepared
+from conductance.targeting import OutputTarget
 
 
 def settings_of(ready: Prepared, rules: Rules, n_steps: int | None, target: Any, baselines: Any) -> dict[str, Any]:
@@ -19,6 +20,7 @@ def settings_of(ready: Prepared, rules: Rules, n_steps: int | None, target: Any,
     return {
         "target": _described(target),
         "baselines": _described(baselines),
+        "moving": list(ready.path.labels.values()),
         "rtol": None if n_steps is not None else rules.rtol,
         "atol": rules.atol,
         "n_steps": n_steps,
@@ -37,6 +39,8 @@ def _described(value: Any) -> Any:
         return value.tolist() if whole else f"tensor of shape {tuple(value.shape)}"
     if isinstance(value, (tuple, list)):
         return [_described(one) for one in value]
+    if isinstance(value, OutputTarget):
+        return repr(value)
     return getattr(value, "__qualname__", type(value).__name__)
 
 

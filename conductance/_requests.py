@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -59,9 +59,9 @@ def checked_rules(
     return Rules(float(rtol), float(atol), budget, rows)
 
 
-def check_mode(model: Callable[..., Any], selection: Selection, on_train: str) -> list[nn.Module]:
+def check_mode(model: Callable[..., Any], modules: Mapping[str, nn.Module], on_train: str) -> list[nn.Module]:
     """Refuse modules whose rows depend on chance or on each other, or warn and give those: dropout, batch norm."""
-    roots = {"": model} if isinstance(model, nn.Module) else selection.modules
+    roots = {"": model} if isinstance(model, nn.Module) else modules
     named = {
         (f"{prefix}.{name}".strip(".") or type(module).__name__): module
         for prefix, root in roots.items()

@@ -22,7 +22,7 @@ from conductance.errors import ConductanceError
 from conductance.hooks import HookPoint, PointInfo, buffers_kept, capture, hold, uncompiled
 from conductance.path import Rows, StraightPath
 from conductance.sums import wide_dtype
-from conductance.targets import TargetFunction
+from conductance.targeting import TargetFunction
 
 #: Receives the number of the point, its activation and its gradient, both (rows, …) with the batch axis first.
 Consumer: TypeAlias = Callable[[int, Tensor, Tensor], None]
@@ -167,7 +167,7 @@ class Engine:
             hand_over(number, activation.movedim(axis, 0), gradient.movedim(axis, 0))
 
         with capture(self.modules, list(self._numbers), deliver, clone=self._clone):
-            output = self.target(self.model(*rows.args, **rows.kwargs), which // self.path.per_example)
+            output = self.target(rows.through(self.model), which // self.path.per_example)
             check_rows(output, ran)
             gradients = torch.autograd.grad(output[:count].sum(), rows.leaves, allow_unused=True)
         slope = torch.zeros(count, dtype=wide, device=which.device)
@@ -190,7 +190,7 @@ class Engine:
             self._delivered = delivered
         for number in sorted(self._delivered ^ delivered):
             leaf = number - len(self.points)
-            told = f"layer {self.points[number].name!r}" if leaf < 0 else f"inputs[{self.path.moving[leaf]!r}]"
+            told = f"layer {self.points[number].name!r}" if leaf < 0 else self.path.labels[self.path.moving[leaf]]
             raise ConductanceError(
                 f"the model's graph changes between calls: {told} receives a gradient in some calls but not in others "
                 "(control flow that depends on the data), so that its conductance along a path is not known; leave it "
@@ -200,7 +200,7 @@ class Engine:
     def forward(self, paths: NDArray[np.int64], alphas: NDArray[np.float64]) -> NDArray[np.float64]:
         """F of rows that are run forward only, ``(rows,)``; with gradients on, so that the same kernels run."""
         which, rows = self._rows(paths, alphas, fewest=self.fewest)
-        output = self.target(self.model(*rows.args, **rows.kwargs), which // self.path.per_example)
+        output = self.target(rows.through(self.model), which // self.path.per_example)
         check_rows(output, len(which))
         return _on_host(output[: len(paths)])
 
@@ -226,7 +226,7 @@ class Engine:
 
     def _held(self, which: Tensor, rows: Rows) -> Held:
         with hold(self.modules, list(self._numbers), clone=self._clone) as held:
-            output = self.target(self.model(*rows.args, **rows.kwargs), which // self.path.per_example)
+            output = self.target(rows.through(self.model), which // self.path.per_example)
         check_rows(output, len(which))
         tensors = [held.tensors.get(info.point) for info in self.points]
         for info, tensor in zip(self.points, tensors, strict=True):
@@ -264,7 +264,7 @@ class Engine:
         which, rows = self._rows(paths, alphas)
         points = list(self._numbers)
         with capture(self.modules, points, gradient, clone=self._clone, on_activation=activation):
-            output = self.target(self.model(*rows.args, **rows.kwargs), which // self.path.per_example)
+            output = self.target(rows.through(self.model), which // self.path.per_example)
             if not forward:
                 torch.autograd.grad(output.sum(), rows.leaves, allow_unused=True)
         if forward:

@@ -18,21 +18,25 @@ import torch
 from torch import Tensor
 
 from conductance._requests import check_mode, fewest_rows, named_points, usable_points
+from conductance.arguments import Arguments, Inputs
+from conductance.baselines import Baseline
 from conductance.collecting import Collector
+from conductance.confidence import warn_if_confident
 from conductance.engine import Change, Engine, undisturbed
 from conductance.errors import check_choice
 from conductance.fixed import FixedRule
 from conductance.flights import Rules
 from conductance.hooks import LayerSpec, PointInfo, Probe, Selection, select
+from conductance.inner_path import InnerPath, found_point
 from conductance.kinked import Kinked
-from conductance.path import Baseline, Inputs, StraightPath
+from conductance.path import StraightPath
 from conductance.quadrature import PathRule
 from conductance.refinement import Refinement
 from conductance.results import LayerInfo, TotalConductance
 from conductance.smooth import Smooth
 from conductance.store import NodeStore
 from conductance.sums import Layout, RunningSums
-from conductance.targets import Target, TargetFunction, target_function
+from conductance.targeting import Target, TargetFunction, target_function
 from conductance.trying import that_ran, tried
 
 #: Bytes of tapped tensors that one call may hold when the user names no size.
@@ -91,6 +95,8 @@ def prepared(
     target: Target,
     baselines: Baseline | list[Any],
     additional_forward_args: Any,
+    fixed: Any,
+    path_from: LayerSpec,
     on_train: Literal["error", "warn"],
     most: int,
 ) -> Iterator[Prepared]:
@@ -99,14 +105,17 @@ def prepared(
     ``most`` is the rows that the user allows a call, 0 for any number; else as for total conductance.
     """
     check_choice("on_train", on_train, ("error", "warn"))
-    modules = select(model, layers, tentative=True)  # taps are known once the model has run
+    modules = select(model, layers, tentative=True).modules  # taps are known once the model has run
     noisy = check_mode(model, modules, on_train)
-    extra = () if additional_forward_args is None else additional_forward_args
-    with undisturbed(model, modules.modules):
-        path = StraightPath(inputs, baselines, extra if isinstance(extra, tuple) else (extra,))
+    arguments = Arguments(inputs, additional_forward_args, fixed)
+    inner = found_point(model, arguments, path_from)
+    with undisturbed(model, {**modules, **(inner.modules if inner else {})}):
+        path = InnerPath(model, arguments, baselines, inner, most) if inner else StraightPath(arguments, baselines)
         function = target_function(target, path.batch)
         warn = None if noisy else on_train == "warn"
         selection, found = tried(model, layers, path, function, most=most, warn=warn)
+        if not (noisy or target is None or callable(target)):
+            warn_if_confident(model, path, function, most)
         ran = partial(that_ran, model, selection, path)
         points, left_out = usable_points(found, named_points(layers, selection), selection, ran)
         yield Prepared(model, selection, path, function, found, points, left_out, fewest_rows(noisy))

@@ -19,7 +19,7 @@ from conductance.engine import check_rows
 from conductance.errors import ConductanceError
 from conductance.hooks import LayerSpec, Probe, Selection, names_run, probe_layers
 from conductance.path import Rows, StraightPath
-from conductance.targets import TargetFunction
+from conductance.targeting import TargetFunction
 
 #: Places of the two rows: they differ even where there is one example only.
 PLACES = (1.0, 0.618)
@@ -78,7 +78,7 @@ def that_ran(model: Callable[..., Any], selection: Selection, path: StraightPath
     modules = dict(model.named_modules()) if isinstance(model, nn.Module) else selection.modules
     first = torch.tensor([0, path.count - 1], device=path.device)
     rows = path.rows(first, torch.tensor(PLACES, device=path.device))
-    return [name for name in names_run(modules, lambda: model(*rows.args, **rows.kwargs)) if name]
+    return [name for name in names_run(modules, lambda: rows.through(model)) if name]
 
 
 class _Trial:
@@ -92,7 +92,7 @@ class _Trial:
     def run(self, rows: Rows, paths: Tensor) -> Tensor:
         """F of some rows; notes the size of the output."""
         try:
-            output = self.model(*rows.args, **rows.kwargs)
+            output = rows.through(self.model)
         except Exception as error:
             if len(paths) != self.path.batch and (len(paths) > PROBED or self._runs_as_given()):
                 ran = self.path.batch if len(paths) == PROBED else PROBED
@@ -114,7 +114,7 @@ class _Trial:
         rows = self.path.rows(paths, torch.ones(len(paths), device=self.path.device))
         try:
             with torch.no_grad():
-                self.model(*rows.args, **rows.kwargs)
+                rows.through(self.model)
         except Exception:
             return False
         return True

@@ -9,6 +9,7 @@ from conductance.hooks.listing import PointTable, list_points
 from conductance.hooks.points import HookPoint
 from conductance.hooks.probing import PointInfo, Probe, probe, probe_layers
 from conductance.hooks.reached import names_run, takes_hooks
+from conductance.hooks.replacing import path_point, substitute
 from conductance.hooks.selecting import LayerSpec, Selection, select
 from conductance.hooks.structure import Edge, GraphView, edge_of
 from conductance.hooks.tapping import tap
@@ -32,10 +33,12 @@ __all__ = [
     "hold",
     "list_points",
     "names_run",
+    "path_point",
     "probe",
     "probe_layers",
     "producer_unit_axis",
     "select",
+    "substitute",
     "takes_hooks",
     "tap",
     "uncompiled",

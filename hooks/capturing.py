@@ -77,6 +77,8 @@ class capture:
     (['1', '0'], torch.Size([5]))
     """
 
+    _prepend = False  # whether its hooks go before those that a module has
+
     def __init__(
         self,
         model: Callable[..., Any] | Mapping[str, nn.Module],
@@ -156,8 +158,8 @@ class capture:
 
         module = self._modules[name]
         if side == "in":
-            return module.register_forward_pre_hook(before, with_kwargs=True)
-        return module.register_forward_hook(after)
+            return module.register_forward_pre_hook(before, with_kwargs=True, prepend=self._prepend)
+        return module.register_forward_hook(after, prepend=self._prepend)
 
     def _tap_all(self, key: tuple[str, Side], requests: list[HookPoint], tree: Any) -> Any:
         """Tap what the requests mean in one call; the changed tree where a copy goes on, else None."""

@@ -2,18 +2,19 @@
 
 import html
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from conductance.hooks._trees import replaced, tensors
+from conductance.hooks._trees import tensors
 from conductance.hooks.eager import uncompiled
 from conductance.hooks.keeping import buffers_kept
 from conductance.hooks.points import HookPoint
 from conductance.hooks.probing import PointInfo, check_names, probe
-from conductance.hooks.selecting import LayerSpec, Selection, select
+from conductance.hooks.replacing import path_point, substitute
+from conductance.hooks.selecting import LayerSpec, Selection
 from conductance.hooks.tapping import taps_called
 
 Inputs: TypeAlias = "Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]"
@@ -94,7 +95,7 @@ def list_points(model: nn.Module, inputs: Inputs, *, target: Target = None, path
     TypeError
         The model is not a module, or inputs or target are of another type.
     ValueError
-        `path_from` is not one point that runs.
+        `path_from` is not one hook point that runs.
 
     Examples
     --------
@@ -115,7 +116,7 @@ def list_points(model: nn.Module, inputs: Inputs, *, target: Target = None, path
     def run() -> Tensor:
         return _scalar(model(*args, **kwargs), target)
 
-    with _as_it_was(model, args, kwargs), _injection(model, path_from, leaves):
+    with _as_it_was(model, args, kwargs), _injection(model, path_from, leaves, lambda: model(*args, **kwargs)):
         with taps_called() as taps:
             found = probe(model, _all_of(modules), run, leaves)
         if taps:
@@ -186,41 +187,20 @@ def _scalar(output: Any, target: Target) -> Tensor:
     return logits[:, target]
 
 
-@contextmanager
-def _injection(model: nn.Module, path_from: LayerSpec, leaves: list[Tensor]) -> Iterator[None]:
-    """Make the output at a point a leaf, each time the model runs."""
+def _injection(
+    model: nn.Module, path_from: LayerSpec, leaves: list[Tensor], run: Callable[[], Any]
+) -> AbstractContextManager[Any]:
+    """Make the tensor at a point a leaf, each time the model runs."""
     if path_from is None:
-        yield
-        return
-    selection = select(model, path_from)
-    if len(selection.points) != 1 or selection.points[0].side != "out":
-        msg = f"path_from: expected one point at a module's output, got {path_from!r}"
-        raise ValueError(msg)
-    point = selection.points[0]
-    calls = 0
+        return nullcontext()
 
-    def restart(_module: nn.Module, _args: Any) -> None:
-        nonlocal calls
-        calls = 0
-
-    def inject(_module: nn.Module, _args: Any, output: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if point.call not in (None, calls - 1):
+    def leaf(_point: HookPoint, tensor: Tensor) -> Tensor | None:
+        if not tensor.is_floating_point():
             return None
-        for index, tensor in tensors(output):
-            if index[: len(point.index)] == point.index and tensor.is_floating_point():
-                leaves.append(tensor.detach().requires_grad_())
-                output = replaced(output, index, leaves[-1].clone())
-        return output
+        leaves.append(tensor.detach().requires_grad_())
+        return leaves[-1].clone()
 
-    first = model.register_forward_pre_hook(restart, prepend=True)
-    second = selection.modules[point.module].register_forward_hook(inject)
-    try:
-        yield
-    finally:
-        first.remove()
-        second.remove()
+    return substitute(model, path_point(model, path_from, run).points, leaf)
 
 
 @contextmanager

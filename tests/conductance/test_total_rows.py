@@ -67,7 +67,8 @@ def test_rounding_is_not_taken_for_rows_that_mix(dtype: torch.dtype) -> None:
     upcast = Lambda(lambda m, x: m.net(x).float(), net=model)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        total_conductance(upcast, normal(3, 40).to(dtype), target=0, n_steps=5)
+        found = total_conductance(upcast, normal(3, 40).to(dtype), target=0, n_steps=5)
+    assert float(found.output_change.abs().max()) > 0.01
 
 
 @pytest.mark.parametrize(("size", "batch"), [(1, 1), (3, 3), (2, 2)])

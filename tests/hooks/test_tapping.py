@@ -175,9 +175,6 @@ def test_the_listing_shows_taps_among_the_modules_and_is_taken_as_layers() -> No
     assert shown["t.mean"] == ("Tap", 1, (3, 5), True)
     found = cd.total_conductance(model, X, table[2:6], target=0)
     assert found.layers == ["t.gate#0", "again", "t.gate#1", "t.mean"]
-    behind = list_points(model, X, target=0, path_from="t.mean")
-    assert [info.is_cut for info in behind if info.name == "head"] == [True]
-    assert not any(info.moves for info in behind if info.name == "again")
 
 
 def test_the_units_of_a_tap_are_those_of_what_it_comes_from() -> None:
@@ -226,6 +223,23 @@ def test_a_request_means_the_taps_of_this_model_alone() -> None:
         cd.total_conductance(model, X, "other", target=0)
     with pytest.raises(ValueError, match=r"layers: no module named 't.maen'. Nearest: 't.mean'"):
         cd.total_conductance(model, X, "t.maen", target=0)
+
+
+def test_a_path_may_begin_at_a_tap_of_a_fresh_model() -> None:
+    modules, taps = pair()
+    expected = cd.total_conductance(modules, X, ["mean", "head"], target=0, path_from="gate#1", rtol=1e-6)
+    found = cd.total_conductance(taps, X, ["t.mean", "head"], target=0, path_from="t.gate#1", rtol=1e-6)
+    assert torch.equal(found["t.mean"], expected["mean"])
+    assert expected["mean"].abs().max() > 1e-3
+    torch.testing.assert_close(found["t.mean"].sum(1), found.output_change, rtol=1e-5, atol=1e-8)
+    with pytest.raises(ValueError, match=r"path_from: no module named 't.gat'. Nearest: 't.gate'"):
+        cd.total_conductance(taps, X, "head", target=0, path_from="t.gat")
+
+
+def test_a_listing_may_begin_at_a_tap_of_a_fresh_model() -> None:
+    _, model = pair()
+    behind = list_points(model, X, target=0, path_from="t.mean")
+    assert [info.name for info in behind if info.moves] == ["t.mean", "head", "(model)"]
 
 
 def test_two_models_with_the_same_names_stay_apart() -> None:
