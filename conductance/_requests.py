@@ -123,14 +123,10 @@ def usable_points(
     unusable = {name: _silent(selection.modules[HookPoint.parse(name).module]) for name in found.never_run}
     points = []
     for info in found.points:
-        axis = info.point.batch_axis
-        if axis < len(info.shape) and info.shape[axis] == PROBED:
-            points.append(info)
+        if info.unbatched:
+            unusable[info.name] = info.unbatched
         else:
-            unusable[info.name] = (
-                f"gave shape {info.shape} for {PROBED} rows: its axis {axis} is not the batch (another one: "
-                "HookPoint(…, batch_axis=…))"
-            )
+            points.append(info)
     bad = [name for name in unusable if name in named or not points]
     if bad:
         reasons = dict.fromkeys(unusable[name] for name in bad[:5])

@@ -92,8 +92,13 @@ class InnerPath(StraightPath):
             entries = {key: repeated(value, examples, self._examples) for key, value in given.items()}
             args, kwargs = self.arguments.call(examples, self._examples, entries)
             parts.append({})
-            with torch.no_grad(), substitute(self._modules, tuple(dict.fromkeys(points)), record):
-                self._model(*args, **kwargs)
+            try:
+                with torch.no_grad(), substitute(self._modules, tuple(dict.fromkeys(points)), record):
+                    self._model(*args, **kwargs)
+            except ValueError as error:
+                if str(error).startswith(f"{self._points[0].name}:"):
+                    raise ValueError(f"path_from: {error}") from None
+                raise
             if parts[-1].keys() != parts[0].keys():
                 raise _changing(self._points[0].name)
         if not parts[0]:

@@ -6,8 +6,9 @@ from conductance.hooks.heads import AttentionPoints, attention_points
 from conductance.hooks.holding import hold
 from conductance.hooks.keeping import buffers_kept
 from conductance.hooks.listing import PointTable, list_points
+from conductance.hooks.naming import probe_layers
 from conductance.hooks.points import HookPoint
-from conductance.hooks.probing import PointInfo, Probe, probe, probe_layers
+from conductance.hooks.probing import PointInfo, Probe, probe
 from conductance.hooks.reached import names_run, takes_hooks
 from conductance.hooks.replacing import path_point, substitute
 from conductance.hooks.selecting import LayerSpec, Selection, select

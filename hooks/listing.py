@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from conductance.hooks._trees import tensors
 from conductance.hooks.eager import uncompiled
 from conductance.hooks.keeping import buffers_kept
+from conductance.hooks.naming import check_names
 from conductance.hooks.points import HookPoint
-from conductance.hooks.probing import PointInfo, check_names, probe
+from conductance.hooks.probing import PointInfo, Probe, probe
 from conductance.hooks.replacing import path_point, substitute
 from conductance.hooks.selecting import LayerSpec, Selection
 from conductance.hooks.tapping import taps_called
@@ -20,14 +21,16 @@ from conductance.hooks.tapping import taps_called
 Inputs: TypeAlias = "Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]"
 Target: TypeAlias = int | Callable[[Any], Tensor] | None
 
-_COLUMNS = ("name", "class", "calls", "shape", "unit axis", "cut")
+_COLUMNS = ("name", "class", "calls", "shape", "batch axis", "unit axis", "cut")
 
 
 class PointTable(tuple[PointInfo, ...]):
     """Hook points of a model, a tuple of `PointInfo` that prints as a table.
 
-    The column *cut* says yes or no, *together* for a tensor that is a cut only with the other tensors of its
-    output, *unused* where the target does not depend on it, *constant* where nothing that moves reaches it.
+    The column *batch axis* is that of the examples, *none* where the values cannot be told apart by example
+    (`PointInfo.unbatched` says why). The column *cut* says yes or no, *together* for a tensor that is a cut only
+    with the other tensors of its output, *unused* where the target does not depend on it, *constant* where nothing
+    that moves reaches it.
     """
 
     __slots__ = ()
@@ -65,7 +68,8 @@ def _row(info: PointInfo, *, together: bool) -> tuple[str, ...]:
     else:
         cut = "yes" if info.is_cut else "together" if info.set_is_cut and together else "no"
     shape = "×".join(map(str, info.shape)) or "scalar"
-    return info.name, info.module_type, str(info.calls), shape, str(info.point.unit_axis), cut
+    batch = "none" if info.unbatched else str(info.point.batch_axis)
+    return info.name, info.module_type, str(info.calls), shape, batch, str(info.point.unit_axis), cut
 
 
 def list_points(model: nn.Module, inputs: Inputs, *, target: Target = None, path_from: LayerSpec = None) -> PointTable:
@@ -74,8 +78,8 @@ def list_points(model: nn.Module, inputs: Inputs, *, target: Target = None, path
     Parameters
     ----------
     model
-        The model. It is run once, or twice where it calls `tap`, and left as it was: its buffers and the state of
-        random numbers too.
+        The model. It is run on the inputs, and with one more example to see which axes are those of the examples; all
+        that once more where it calls `tap`. It is left as it was: its buffers and the state of random numbers too.
     inputs
         A tensor, a tuple of positional inputs, or a mapping of keyword inputs. Tensors of floating-point
         numbers are what moves.
@@ -101,11 +105,11 @@ def list_points(model: nn.Module, inputs: Inputs, *, target: Target = None, path
     --------
     >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     >>> list_points(model, torch.ones(5, 3), target=0)
-    name     class       calls  shape  unit axis  cut
-    0        Linear      1      5×4    1          yes
-    1        ReLU        1      5×4    1          yes
-    2        Linear      1      5×2    1          yes
-    (model)  Sequential  1      5×2    1          yes
+    name     class       calls  shape  batch axis  unit axis  cut
+    0        Linear      1      5×4    0           1          yes
+    1        ReLU        1      5×4    0           1          yes
+    2        Linear      1      5×2    0           1          yes
+    (model)  Sequential  1      5×2    0           1          yes
     """
     if not isinstance(model, nn.Module):
         msg = f"list_points: model is a torch.nn.Module, got {type(model).__name__}"
@@ -117,19 +121,25 @@ def list_points(model: nn.Module, inputs: Inputs, *, target: Target = None, path
         return _scalar(model(*args, **kwargs), target)
 
     with _as_it_was(model, args, kwargs), _injection(model, path_from, leaves, lambda: model(*args, **kwargs)):
+        batch = _batch(args, kwargs)
+        more = None if batch is None else (batch + 1, _with_one_more(model, args, kwargs, batch))
+
+        def seen(modules: dict[str, nn.Module]) -> Probe:
+            every = Selection(modules, tuple(map(HookPoint, modules)))
+            try:
+                return probe(model, every, run, leaves, rows=batch, again=more)
+            except Exception:  # the model takes this number of examples only, or the error comes again
+                return probe(model, every, run, leaves, rows=batch)
+
         with taps_called() as taps:
-            found = probe(model, _all_of(modules), run, leaves)
+            found = seen(modules)
         if taps:
             check_names(model, taps)
-            found = probe(model, _all_of({**modules, **taps}), run, leaves)
+            found = seen({**modules, **taps})
     if path_from is not None and not leaves:
         msg = f"path_from: {path_from!r} never ran, or gives no tensor of floating-point numbers"
         raise ValueError(msg)
     return PointTable(found.points)
-
-
-def _all_of(modules: dict[str, nn.Module]) -> Selection:
-    return Selection(modules, tuple(map(HookPoint, modules)))
 
 
 def _moving(inputs: Inputs, *, fixed: bool) -> tuple[tuple[Any, ...], dict[str, Any], list[Tensor]]:
@@ -155,6 +165,29 @@ def _moving(inputs: Inputs, *, fixed: bool) -> tuple[tuple[Any, ...], dict[str, 
     kind = type(inputs).__name__
     msg = f"inputs: expected a tensor, a tuple or a mapping of keywords, got {kind}"
     raise TypeError(msg)
+
+
+def _batch(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | None:
+    """Give the number of examples, by the first tensor that moves, else by the first one."""
+    values = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor) and v.ndim > 0]
+    values.sort(key=lambda value: not value.is_floating_point())
+    return values[0].shape[0] if values else None
+
+
+def _with_one_more(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], batch: int
+) -> Callable[[], None]:
+    """Give what runs the model with the first example twice."""
+
+    def longer(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == batch:
+            return torch.cat([value, value[:1]])
+        return value
+
+    def run() -> None:
+        model(*map(longer, args), **{name: longer(value) for name, value in kwargs.items()})
+
+    return run
 
 
 def _scalar(output: Any, target: Target) -> Tensor:

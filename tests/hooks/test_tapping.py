@@ -184,6 +184,14 @@ def test_the_units_of_a_tap_are_those_of_what_it_comes_from() -> None:
     assert [info.point.unit_axis for table in (image, tokens) for info in table if info.name == "tanh"] == [1, 3]
 
 
+def test_the_examples_of_a_tap_may_lie_along_another_axis() -> None:
+    x = normal(3, 4, 5, seed=2)
+    found = cd.total_conductance(
+        lambda x: tap("times", x.transpose(0, 1) ** 2).sum((0, 2)), x, "times", target=lambda y: y
+    )
+    torch.testing.assert_close(found["times"], x**2)
+
+
 class Tapped(nn.Module):
     """A hyperbolic tangent with a tap."""
 
