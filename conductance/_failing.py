@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from conductance._outputs import member
 from conductance.arguments import Key
+from conductance.errors import ConductanceError
 from conductance.path import StraightPath
 
 
@@ -27,6 +28,14 @@ def taken_for_batch(path: StraightPath) -> str:
     label, shape = (f"inputs[{key!r}]", entries[key].shape) if keys else (path.labels[key], path.ends[key].shape)
     shape = tuple(shape)
     return f"{label} of shape {shape} was taken for a batch of {path.batch} examples of shape {shape[1:]}"
+
+
+def raise_failed(error: Exception, told: str) -> NoReturn:
+    """Raise a model's error on: one of torch about shapes or indices as an error that tells what was given, too."""
+    if type(error) in (RuntimeError, IndexError):
+        raise ConductanceError(f"the model fails on these inputs ({type(error).__name__}: {error}); {told}") from error
+    error.add_note(told)
+    raise error
 
 
 def why_failing(model: Callable[..., Any], path: StraightPath, count: int, ran: int, error: Exception) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from conductance._failing import raise_failed
 from conductance.arguments import Arguments, Key, is_integer, is_moving, repeated
 from conductance.baselines import Baseline, named_keys, starts_of
 from conductance.engine import undisturbed
@@ -99,6 +100,10 @@ class InnerPath(StraightPath):
                 if str(error).startswith(f"{self._points[0].name}:"):
                     raise ValueError(f"path_from: {error}") from None
                 raise
+            except Exception as error:
+                names = [*given] or [key for key in self.arguments.entries if key in self.arguments.candidates]
+                told = "baselines gave token ids for" if given else "inputs are"
+                raise_failed(error, f"{told} {', '.join(f'inputs[{key!r}]' for key in names)}")
             if parts[-1].keys() != parts[0].keys():
                 raise _changing(self._points[0].name)
         if not parts[0]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from conductance._failing import not_rows, taken_for_batch, why_failing
+from conductance._failing import not_rows, raise_failed, taken_for_batch, why_failing
 from conductance._requests import PROBED
 from conductance.engine import check_rows
 from conductance.errors import ConductanceError
@@ -109,8 +109,7 @@ class _Trial:
             reason = why_failing(self.model, self.path, count, self.ran * (self.ran != count), error)
             if reason:
                 raise ConductanceError(reason) from error
-            error.add_note(taken_for_batch(self.path))
-            raise
+            raise_failed(error, taken_for_batch(self.path))
         self.ran = count
         value = self._explained(output, paths)
         for tensor in (value, output):

@@ -93,7 +93,7 @@ def test_examples_last() -> None:
 @pytest.mark.parametrize("steps", STEPS)
 def test_a_table_of_positions_is_not_taken_for_the_batch(steps: int) -> None:
     def forward(m: Any, x: Tensor) -> Tensor:
-        logits: Tensor = m.head(m.act(m.wide(x) + m.positions(torch.arange(steps))).sum(1))
+        logits: Tensor = m.head(m.act(m.wide(x) + m.positions(torch.arange(steps))).mean(1))
         return logits
 
     model = net(forward, wide=nn.Linear(4, 7), positions=nn.Embedding(steps, 7), act=nn.Tanh(), head=nn.Linear(7, 2))

@@ -99,7 +99,7 @@ class Packing(nn.Module):
         if self.padded:
             longest = x.shape[1] if self.total_length else None
             outputs, _ = pad_packed_sequence(outputs, batch_first=True, total_length=longest)
-            pooled = self.act(outputs).sum(1)
+            pooled = 0.2 * self.act(outputs).sum(1)
         logits: Tensor = self.head(pooled)
         return logits
 
