@@ -19,7 +19,7 @@ from conductance._failing import raise_failed
 from conductance.arguments import Arguments, Key, is_integer, is_moving, repeated
 from conductance.baselines import Baseline, named_keys, starts_of
 from conductance.errors import ConductanceError
-from conductance.hooks import HookPoint, LayerSpec, Selection, path_point, substitute
+from conductance.hooks import HookPoint, LayerSpec, Selection, path_point, substitute, undisturbed
 from conductance.path import Rows, StraightPath, check_ends, several_of
 
 #: Examples of a call that finds out what is at the hook point, if the user names no size.
@@ -180,7 +180,7 @@ class InnerPath(StraightPath):
 def found_point(model: Callable[..., Any], arguments: Arguments, path_from: LayerSpec) -> Selection | None:
     """The hook point that a path moves: the one asked, the token embedding if no input can move, or None for inputs."""
     if path_from is not None:
-        return path_point(model, path_from)
+        return path_point(model, path_from, partial(_run_once, model, arguments))
     if (
         any(is_moving(arguments.entries[key]) for key in arguments.candidates)
         or not arguments.integers()
@@ -203,6 +203,14 @@ def found_point(model: Callable[..., Any], arguments: Arguments, path_from: Laye
             + " or ".join(map(repr, embeddings))
         )
     return path_point(model, next(iter(embeddings))) if embeddings else None
+
+
+def _run_once(model: Callable[..., Any], arguments: Arguments) -> None:
+    """Run two of the examples, to see which taps there are."""
+    count = _batch_of(arguments)
+    args, kwargs = arguments.call(torch.arange(min(2, count)), count, {})
+    with undisturbed(model, {}), torch.no_grad():
+        model(*args, **kwargs)
 
 
 def _begins(whole: Tensor, part: Tensor) -> bool:

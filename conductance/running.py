@@ -39,7 +39,7 @@ from conductance.smooth import Smooth
 from conductance.store import NodeStore
 from conductance.sums import Layout, RunningSums
 from conductance.targeting import Target, TargetFunction, target_function
-from conductance.trying import tried
+from conductance.trying import that_ran, tried
 
 #: Bytes of tapped tensors that one call may hold when the user names no size.
 CALL_BYTES = 1 << 28
@@ -107,20 +107,21 @@ def prepared(
     ``most`` is the rows that the user allows a call, 0 for any number; else as for total conductance.
     """
     check_choice("on_train", on_train, ("error", "warn"))
-    selection = select(model, layers)
-    check_not_quantised(model, selection.modules)
-    noisy = check_mode(model, selection, on_train)
+    modules = select(model, layers, tentative=True).modules  # taps are known once the model has run
+    check_not_quantised(model, modules)
+    noisy = check_mode(model, modules, on_train)
     inputs, baselines, additional_forward_args = usable_by_autograd((inputs, baselines, additional_forward_args))
     arguments = Arguments(inputs, additional_forward_args, fixed)
     inner = found_point(model, arguments, path_from)
-    known = {**selection.modules, **(inner.modules if inner else {})}
-    with causes_named(), undisturbed(model, known):
+    with causes_named(), undisturbed(model, {**modules, **(inner.modules if inner else {})}):
         path = InnerPath(model, arguments, baselines, inner, most) if inner else StraightPath(arguments, baselines)
         function = target_function(target, path.batch)
-        found = tried(model, selection, path, function, most=most, warn=None if noisy else on_train == "warn")
+        warn = None if noisy else on_train == "warn"
+        selection, found = tried(model, layers, path, function, most=most, warn=warn)
         if not (noisy or target is None or callable(target)):
             warn_if_confident(model, path, function, most)
-        points, left_out = usable_points(found, named_points(layers, selection))
+        ran = partial(that_ran, model, selection, path)
+        points, left_out = usable_points(found, named_points(layers, selection), selection, ran)
         yield Prepared(model, selection, path, function, found, points, left_out, fewest_rows(noisy))
 
 

@@ -44,7 +44,7 @@ def total_conductance(
     Parameters
     ----------
     model
-        An ``nn.Module``, or any callable that runs modules if ``layers`` names these as modules.
+        An ``nn.Module``, or any callable that runs modules or taps if ``layers`` names these (modules as modules).
     inputs
         A tensor ``(batch, …)``, a tuple of positional inputs or a dict of keyword inputs (a ``BatchEncoding`` is one).
         Floating-point tensors move along the path, everything else is handed on as it is: integers and truth values
@@ -52,9 +52,10 @@ def total_conductance(
     layers
         Dotted name (``"act#2"``: the third call, ``"lstm[0]"``: the first tensor of a tuple, ``"fc:in"``: the input),
         glob (``*`` matches dots too), module, type, ``HookPoint`` or a list of these, the table of
-        ``hooks.list_points`` or a part of it; None is every module without
-        children. What a glob, a type or None brings in that never runs or has no batch axis is left out
-        (``settings["left_out"]``). Modules of a plain callable are called ``Linear_0``, ``ReLU_1`` and so on.
+        ``hooks.list_points`` or a part of it; None is every module without children, and every tensor that the model
+        names by ``hooks.tap``. Those names are given like the names of modules. What a glob, a type or None brings in
+        that never runs or has no batch axis is left out (``settings["left_out"]``). Modules of a plain callable are
+        called ``Linear_0``, ``ReLU_1`` and so on.
     target
         What is explained, one number for each example: an index into the output, a tuple of indices, a tensor or
         list of one index for each example, a target of :mod:`conductance.targets` (a probability, margin, loss, token),

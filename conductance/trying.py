@@ -12,13 +12,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from conductance._failing import not_rows, raise_failed, taken_for_batch, why_failing
 from conductance._requests import PROBED
 from conductance.engine import check_rows
 from conductance.errors import ConductanceError
-from conductance.hooks import Probe, Selection, probe
+from conductance.hooks import LayerSpec, Probe, Selection, names_run, probe_layers
 from conductance.obstacles import check_not_reentrant
 from conductance.path import Rows, StraightPath
 from conductance.targeting import TargetFunction
@@ -31,18 +31,18 @@ DIFFERENT = 4.0
 
 def tried(
     model: Callable[..., Any],
-    selection: Selection,
+    layers: LayerSpec,
     path: StraightPath,
     function: TargetFunction,
     *,
     most: int,
     warn: bool | None,
-) -> Probe:
+) -> tuple[Selection, Probe]:
     """Run two rows to see what there is, and refuse what cannot be explained.
 
     Parameters
     ----------
-    model, selection, path, function
+    model, layers, path, function
         What is run, tapped and explained.
     most
         Rows that calls have at most, 0 for any number; where there are several, they must not influence each other.
@@ -67,7 +67,8 @@ def tried(
         alone.append(trial.again(paths, places, [0] * copies))
         return alone[-1]
 
-    found = probe(model, selection, run, rows.leaves, rows=PROBED, again=None if warn is None else (copies, again))
+    other = None if warn is None else (copies, again)
+    selection, found = probe_layers(model, layers, run, rows.leaves, rows=PROBED, again=other)
     check_not_reentrant(found.kinked)
     if not found.gradient_flows:
         raise ConductanceError(
@@ -81,7 +82,15 @@ def tried(
             raise ConductanceError(f'{reason}, or pass on_train="warn" to go on')
         if reason:
             warnings.warn(reason, UserWarning, stacklevel=5)
-    return found
+    return selection, found
+
+
+def that_ran(model: Callable[..., Any], selection: Selection, path: StraightPath) -> list[str]:
+    """Names of the modules and taps that run, of a callable those of the ones that were asked."""
+    modules = dict(model.named_modules()) if isinstance(model, nn.Module) else selection.modules
+    first = torch.tensor([0, path.count - 1], device=path.device)
+    rows = path.rows(first, torch.tensor(PLACES, device=path.device))
+    return [name for name in names_run(modules, lambda: rows.through(model)) if name]
 
 
 class _Trial:

@@ -4,12 +4,15 @@ from conductance.hooks.capturing import Consumer, capture
 from conductance.hooks.heads import AttentionPoints, attention_points
 from conductance.hooks.holding import hold
 from conductance.hooks.listing import PointTable, list_points
+from conductance.hooks.naming import probe_layers
 from conductance.hooks.points import HookPoint
 from conductance.hooks.probing import PointInfo, Probe, probe
+from conductance.hooks.reached import names_run, takes_hooks
 from conductance.hooks.replacing import path_point, substitute
 from conductance.hooks.selecting import LayerSpec, Selection, select
 from conductance.hooks.structure import Edge, GraphView, edge_of
 from conductance.hooks.surroundings import undisturbed, usable_by_autograd
+from conductance.hooks.tapping import tap
 from conductance.hooks.units import producer_unit_axis
 
 __all__ = [
@@ -28,11 +31,15 @@ __all__ = [
     "edge_of",
     "hold",
     "list_points",
+    "names_run",
     "path_point",
     "probe",
+    "probe_layers",
     "producer_unit_axis",
     "select",
     "substitute",
+    "takes_hooks",
+    "tap",
     "undisturbed",
     "usable_by_autograd",
 ]

@@ -13,8 +13,10 @@ from torch.nn.utils.rnn import PackedSequence
 
 from conductance.hooks._trees import Index, inputs_again, inputs_tree, is_single, pick, replaced, tensors
 from conductance.hooks.capturing import Side, in_backward
+from conductance.hooks.reached import takes_hooks
 from conductance.hooks.selecting import Selection
 from conductance.hooks.structure import Edge, edge_of
+from conductance.hooks.tapping import heard
 
 T = TypeVar("T")
 Place: TypeAlias = tuple[str, Side, int, Index]
@@ -53,11 +55,13 @@ class Recorder:
 
     def record(self, run: Callable[[], T]) -> T:
         """Run, and note what passes; calls are counted anew each time the model is entered."""
-        with ExitStack() as handles, torch.enable_grad():
-            if isinstance(self.root, nn.Module):
+        with ExitStack() as handles, heard(self.modules.values()), torch.enable_grad():
+            if isinstance(self.root, nn.Module) and takes_hooks(self.root):
                 handles.callback(self.root.register_forward_pre_hook(self._entered, prepend=True).remove)
             for name, side in self.sides:
                 module = self.modules[name]
+                if not takes_hooks(module):
+                    continue
                 if side == "in":
                     handle = module.register_forward_pre_hook(self._before(name), with_kwargs=True)
                 else:

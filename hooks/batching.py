@@ -76,7 +76,7 @@ def examples_axis(sizes: Sizes, given: int, by_class: int) -> tuple[int, str]:
     if shape[axis] != rows:
         return axis, (
             f"{told}: its axis {axis} holds {shape[axis] // rows} entries for each row, the tokens, steps or patches "
-            "of all examples; tap where the examples have an axis of their own, such as by an nn.Identity"
+            "of all examples; tap where the examples have an axis of their own, such as by hooks.tap"
         )
     if given not in (0, axis):
         return axis, f"{told}: the batch is its axis {axis}, not batch_axis={given}"

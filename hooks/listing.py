@@ -3,18 +3,19 @@
 import html
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from conductance.hooks._trees import tensors
+from conductance.hooks.naming import check_names
 from conductance.hooks.points import HookPoint
-from conductance.hooks.probing import PointInfo, probe
+from conductance.hooks.probing import PointInfo, Probe, probe
 from conductance.hooks.replacing import path_point, substitute
-from conductance.hooks.selecting import LayerSpec, select_all
+from conductance.hooks.selecting import LayerSpec, Selection, select_all
 from conductance.hooks.surroundings import undisturbed, usable_by_autograd
+from conductance.hooks.tapping import taps_called
 
 Inputs: TypeAlias = "Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]"
 Target: TypeAlias = int | Callable[[Any], Tensor] | None
@@ -71,13 +72,13 @@ def _row(info: PointInfo, *, together: bool) -> tuple[str, ...]:
 
 
 def list_points(model: nn.Module, inputs: Inputs, *, target: Target = None, path_from: LayerSpec = None) -> PointTable:
-    """List the hook points of a model: every module that runs on these inputs, and each tensor it gives.
+    """List the hook points of a model: every module and tap that runs on these inputs, and each tensor it gives.
 
     Parameters
     ----------
     model
-        The model. It is run on the inputs, and with one more example to see which axes are those of the examples; it
-        is left as it was: its buffers and the state of random numbers too.
+        The model. It is run on the inputs, and with one more example to see which axes are those of the examples; all
+        that once more where it calls `tap`. It is left as it was: its buffers and the state of random numbers too.
     inputs
         A tensor, a tuple of positional inputs, or a mapping of keyword inputs. Tensors of floating-point
         numbers are what moves.
@@ -113,15 +114,28 @@ def list_points(model: nn.Module, inputs: Inputs, *, target: Target = None, path
         msg = f"list_points: model is a torch.nn.Module, got {type(model).__name__}"
         raise TypeError(msg)
     args, kwargs, leaves = _moving(inputs, fixed=path_from is not None)
-    selection = select_all(model)
+    modules = select_all(model).modules
 
-    with undisturbed(model, {}, frozen=False), _injection(model, path_from, leaves):
+    def run() -> Tensor:
+        return _scalar(model(*args, **kwargs), target)
+
+    injection = _injection(model, path_from, leaves, lambda: model(*args, **kwargs))
+    with undisturbed(model, {}, frozen=False), injection:
         batch = _batch(args, kwargs)
-        seen = partial(probe, model, selection, lambda: _scalar(model(*args, **kwargs), target), leaves, rows=batch)
-        try:
-            found = seen(again=None if batch is None else (batch + 1, _with_one_more(model, args, kwargs, batch)))
-        except Exception:  # the model takes this number of examples only, or the error comes again
-            found = seen()
+        more = None if batch is None else (batch + 1, _with_one_more(model, args, kwargs, batch))
+
+        def seen(modules: dict[str, nn.Module]) -> Probe:
+            every = Selection(modules, tuple(map(HookPoint, modules)))
+            try:
+                return probe(model, every, run, leaves, rows=batch, again=more)
+            except Exception:  # the model takes this number of examples only, or the error comes again
+                return probe(model, every, run, leaves, rows=batch)
+
+        with taps_called() as taps:
+            found = seen(modules)
+        if taps:
+            check_names(model, taps)
+            found = seen({**modules, **taps})
     if path_from is not None and not leaves:
         msg = f"path_from: {path_from!r} never ran, or gives no tensor of floating-point numbers"
         raise ValueError(msg)
@@ -206,7 +220,9 @@ def _scalar(output: Any, target: Target) -> Tensor:
     return logits[:, target]
 
 
-def _injection(model: nn.Module, path_from: LayerSpec, leaves: list[Tensor]) -> AbstractContextManager[Any]:
+def _injection(
+    model: nn.Module, path_from: LayerSpec, leaves: list[Tensor], run: Callable[[], Any]
+) -> AbstractContextManager[Any]:
     """Make the tensor at a point a leaf, each time the model runs."""
     if path_from is None:
         return nullcontext()
@@ -217,4 +233,4 @@ def _injection(model: nn.Module, path_from: LayerSpec, leaves: list[Tensor]) -> 
         leaves.append(tensor.detach().requires_grad_())
         return leaves[-1].clone()
 
-    return substitute(model, path_point(model, path_from).points, leaf)
+    return substitute(model, path_point(model, path_from, run).points, leaf)

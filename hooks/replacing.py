@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from conductance.hooks.capturing import capture
 from conductance.hooks.points import HookPoint
 from conductance.hooks.selecting import LayerSpec, Selection, select
+from conductance.hooks.tapping import taps_called
 
 #: Takes a point and its tensor, and gives the one that the model goes on with; None leaves it.
 Substitution: TypeAlias = Callable[[HookPoint, Tensor], Tensor | None]
@@ -51,8 +52,15 @@ class substitute(capture):
         return self._value(point, tensor)
 
 
-def path_point(model: Callable[..., Any], path_from: LayerSpec) -> Selection:
+def path_point(model: Callable[..., Any], path_from: LayerSpec, run: Callable[[], Any] | None = None) -> Selection:
     """Select the one hook point whose tensor a path moves.
+
+    Parameters
+    ----------
+    model, path_from
+        The model, and the point as for `select`.
+    run
+        Executes the model: where nothing known has the name, it may be that of a tap that the model calls.
 
     Raises
     ------
@@ -65,7 +73,7 @@ def path_point(model: Callable[..., Any], path_from: LayerSpec) -> Selection:
     '0'
     """
     try:
-        selection = select(model, path_from)
+        selection = _found(model, path_from, run)
     except (ValueError, TypeError) as error:
         raise type(error)(str(error).replace("layers:", "path_from:", 1)) from None
     if path_from is None or len(selection.points) != 1:
@@ -73,6 +81,17 @@ def path_point(model: Callable[..., Any], path_from: LayerSpec) -> Selection:
         msg = f"path_from: expected one hook point, such as the token embedding, got {given}"
         raise ValueError(msg)
     return selection
+
+
+def _found(model: Callable[..., Any], path_from: LayerSpec, run: Callable[[], Any] | None) -> Selection:
+    try:
+        return select(model, path_from)
+    except ValueError:
+        if run is None:
+            raise
+    with taps_called() as taps:
+        run()
+    return select(model, path_from, taps=taps)
 
 
 def _unused(_point: HookPoint, _activation: Tensor, _gradient: Tensor) -> None:

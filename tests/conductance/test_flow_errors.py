@@ -182,7 +182,7 @@ def test_an_interrupt_at_any_call_leaves_a_result_and_the_model() -> None:
     calls = _calls(inputs, **options)
     assert calls > 12
     seen = set()
-    for call in range(5, calls + 1):  # those before try the model
+    for call in range(5, calls + 1):  # those before try the model and its baseline
         model = seeded(partial(_Stops, call)).requires_grad_()
         try:
             flow = quiet_flow(model, inputs, ["fc", "act"], target=1, **options)
