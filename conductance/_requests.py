@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from conductance.flights import Rules
@@ -113,14 +112,12 @@ def named_points(layers: LayerSpec, selection: Selection) -> set[str]:
     return names
 
 
-def usable_points(
-    found: Probe, named: set[str], selection: Selection, ran: Callable[[], list[str]]
-) -> tuple[list[PointInfo], list[str]]:
+def usable_points(found: Probe, named: set[str], ran: Callable[[], list[str]]) -> tuple[list[PointInfo], list[str]]:
     """The points that can be explained, and the names of those that globs, types or None brought in for nothing.
 
     ``ran`` lists what the model runs, for the message where something does not.
     """
-    unusable = {name: _silent(selection.modules[HookPoint.parse(name).module]) for name in found.never_run}
+    unusable = dict.fromkeys(found.never_run, _NEVER_RAN)
     points = []
     for info in found.points:
         if info.unbatched:
@@ -139,13 +136,6 @@ def usable_points(
             told += f"; what ran: {_some(known, bad[0])}"
         raise ValueError(f"layers names {told}; conductance.hooks.list_points(model, inputs) lists what can be tapped")
     return points, list(unusable)
-
-
-def _silent(module: nn.Module) -> str:
-    """Why nothing is heard of a module."""
-    if isinstance(module, torch.jit.ScriptModule):
-        return "is TorchScript, whose parts run without hooks (explain the model as it was before torch.jit)"
-    return _NEVER_RAN
 
 
 def _some(names: list[str], wanted: str) -> str:

@@ -121,7 +121,7 @@ def prepared(
         if not (noisy or target is None or callable(target)):
             warn_if_confident(model, path, function, most)
         ran = partial(that_ran, model, selection, path)
-        points, left_out = usable_points(found, named_points(layers, selection), selection, ran)
+        points, left_out = usable_points(found, named_points(layers, selection), ran)
         yield Prepared(model, selection, path, function, found, points, left_out, fewest_rows(noisy))
 
 
