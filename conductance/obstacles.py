@@ -42,10 +42,15 @@ def causes_named() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        for part, meant in _MEANT.items():
-            if part in str(error) and str(error) != meant:
-                raise ConductanceError(meant) from error
+        raise_meant(error)
         raise
+
+
+def raise_meant(error: Exception) -> None:
+    """Raise in place of an error of PyTorch what it means here, if that is known."""
+    for part, meant in _MEANT.items():
+        if part in str(error):
+            raise ConductanceError(meant) from error
 
 
 def check_not_reentrant(operators: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ from conductance._requests import PROBED
 from conductance.engine import check_rows
 from conductance.errors import ConductanceError
 from conductance.hooks import LayerSpec, Probe, Selection, names_run, probe_layers
-from conductance.obstacles import check_not_reentrant
+from conductance.obstacles import check_not_reentrant, raise_meant
 from conductance.path import Rows, StraightPath
 from conductance.targeting import TargetFunction
 
@@ -108,6 +108,7 @@ class _Trial:
         try:
             output = rows.through(self.model)
         except Exception as error:
+            raise_meant(error)
             reason = why_failing(self.model, self.path, count, self.ran * (self.ran != count), error)
             if reason:
                 raise ConductanceError(reason) from error
