@@ -117,7 +117,7 @@ _FLAT = (
 
 
 #: What is no slip in single examples of many: a dead unit explained, an example that is its own baseline.
-_MAY_WELL_BE = {_STILL[0], _CONSTANT[0], "still layer", "nothing passes", "layer not run"}
+_MAY_WELL_BE = {_STILL[0], _CONSTANT[0], "still layer", "nothing passes", "zero gradient", "layer not run"}
 
 
 def _causes(engine: Engine, example: int, zero: Any, odd: bool, rows: int) -> Iterator[tuple[str, str, str]]:
@@ -163,11 +163,17 @@ def _of_layer(seen: _Seen, number: int, info: PointInfo) -> tuple[str, str]:
         )
     if seen.gradient[number]:
         return "nothing passes", "no unit both moves and has a gradient"
+    if seen.linked[number]:
+        return (
+            "zero gradient",
+            "the target's gradient there is zero at all points looked at: what follows is off (dead or saturated "
+            "units, a step function such as rounding), or what it adds cancels",
+        )
     if seen.matters(info.point):
         return (
             "gradient cut",
             "another activation in its place changes the target, but the gradient is cut behind it (detach(), no_grad, "
-            ".data, numpy, argmax) or zero (rounding, a step function, saturation)",
+            ".data, numpy, argmax)",
         )
     return "unused layer", "the target does not use it: another activation in its place does not change the target"
 
@@ -180,7 +186,7 @@ class _Seen:
         self._path = path
         self._rows = rows
         count = len(engine.points)
-        self.reached, self.in_graph, self.moves, self.gradient = (np.zeros(count, dtype=bool) for _ in range(4))
+        self.reached, self.in_graph, self.moves, self.linked, self.gradient = np.zeros((5, count), dtype=bool)
         self.slope = False
         kinds: list[str] = []
         outputs: list[Any] = []
@@ -200,6 +206,7 @@ class _Seen:
                 self.reached[number] = True
                 self.in_graph[number] |= tensor.requires_grad
                 self.moves[number] |= bool((values != first.setdefault(number, values[:1].clone())).any())
+                self.linked[number] |= gradient is not None
                 self.gradient[number] |= gradient is not None and bool(gradient.any())
         self.output = np.concatenate(outputs)
         self.saturated = kinds[0] if all(kinds) else ""

@@ -77,6 +77,7 @@ EXPECTED = {
     "constant": "still layer: .*the same at all points",
     "before": "gradient cut: .*cut before it",
     "behind": "gradient cut: .*cut behind it",
+    "dead": "zero gradient: .*dead or saturated units",
     "relu": "still layer: ",
 }
 
