@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from conductance.hooks import HookPoint, select
@@ -69,6 +70,8 @@ def asked(
         If a layer is not there, or the model runs on several devices at once.
     """
     _refuse_parallel(forward_func, device_ids)
+    if isinstance(forward_func, torch.jit.ScriptModule):
+        raise ValueError("forward_func is TorchScript, whose layers run unseen; give the module that it was made from")
     layers = list(layer) if isinstance(layer, (list, tuple)) else [layer]
     if not layers:
         raise ValueError("layer is an empty list; give a layer, or a list of at least one")

@@ -6,7 +6,8 @@ needed. What differs is the number at the same cost, and what is accepted: see t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,13 +17,18 @@ from torch import Tensor
 from conductance._captum_arguments import STEP, Given, beside, budget, check_options, given, quietly, with_steps
 from conductance._captum_layers import Asked, answering, asked
 from conductance._captum_neurons import Indices, selected, tensors_of
+from conductance.errors import ConvergenceWarning
 from conductance.hooks import PointInfo
 from conductance.neuron import neuron_conductance
 from conductance.neuron_results import NeuronConductance as NeuronResult
+from conductance.results import TotalConductance
 from conductance.targets import target_function
 from conductance.total import total_conductance
 
 __all__ = ["LayerConductance", "NeuronConductance"]
+
+#: Part of the conductance from which on an estimated error is warned of, for Captum's results have no place for it.
+DOUBTFUL = 0.1
 
 
 class _Attribution:
@@ -185,6 +191,11 @@ class LayerConductance(_Attribution):
         ------
         TypeError, ValueError, ConductanceError
             As :func:`~conductance.total.total_conductance`; the message says what would do.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If the estimated error of an example is above a tenth of its conductance.
         """
         check_options(method, grad_kwargs)
         those = given(inputs, baselines, target, additional_forward_args)
@@ -198,7 +209,7 @@ class LayerConductance(_Attribution):
                 **those.arguments,
                 **budget(n_steps),
             )
-        _go_on(total.settings)
+        _settle(total, torch.stack([total.error[name] for name in total]).amax(0), frames=2)
         found = [_single([total[name] for name in answering(request, total)]) for request in layers.requests]
         deltas = [_gap(one, total.output_change) for one in found]
         if not layers.several:
@@ -293,6 +304,11 @@ class NeuronConductance(_Attribution):
         ------
         TypeError, ValueError, ConductanceError
             As :func:`~conductance.neuron.neuron_conductance`; also if a callable does anything but select and sum.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If the estimated error of an example is above a tenth of the conductance through the units.
         """
         check_options(method, grad_kwargs)
         those = given(inputs, baselines, target, additional_forward_args)
@@ -320,7 +336,7 @@ def _through(
             layers.model, those.inputs, info.point, neurons=indices, **those.arguments, **options
         )
         assert isinstance(result, NeuronResult)  # of one point
-        _go_on(result.settings)
+        _settle(result, result.error, frames=3)
         values = result.values if isinstance(result.values, tuple) else (result.values,)
         parts = [one.sum(1) for one in values]
         sums = [one + other for one, other in zip(sums, parts, strict=True)] if sums else parts
@@ -340,7 +356,24 @@ def _gap(attributions: Tensor | tuple[Tensor, ...], change: Tensor) -> Tensor:
     return torch.stack([part.reshape(len(part), -1).sum(1).to(change.device) for part in parts]).sum(0) - change
 
 
-def _go_on(settings: Mapping[str, Any]) -> None:
-    """Pass an interruption on: there is no place for a part of the result."""
-    if settings["interrupted"]:
+def _settle(result: TotalConductance | NeuronResult, error: Tensor, frames: int) -> None:
+    """Pass an interruption on, for there is no place for a part of the result; warn of results that say nothing.
+
+    ``frames`` is how far above the user is.
+    """
+    if result.settings["interrupted"]:
         raise KeyboardInterrupt
+    doubtful = [
+        f"{n} ({one:.0%}, {status})"
+        for n, (one, status) in enumerate(zip(error.tolist(), result.status, strict=True))
+        if one > DOUBTFUL and status in ("budget", "jump", "gradient")
+    ]
+    if doubtful:
+        more = " and more" if len(doubtful) > 5 else ""
+        warnings.warn(
+            f"the estimated error of examples {', '.join(doubtful[:5])}{more} is above {DOUBTFUL:.0%} of the "
+            "conductance: raise n_steps if it is the budget, or try another baseline; conductance.total_conductance "
+            "tells more (jump: the output jumps along the path; gradient: it is not the derivative of the output)",
+            ConvergenceWarning,
+            stacklevel=frames + 1,
+        )

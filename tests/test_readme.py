@@ -12,7 +12,7 @@ def test_the_examples_print_what_is_shown(capsys: pytest.CaptureFixture[str]) ->
     text = README.read_text(encoding="utf-8")
     code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     shown = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
-    assert len(code) == len(shown) == 2
+    assert len(code) == len(shown) == 3
     names: dict[str, object] = {}
     exec(compile(code[0], "README.md", "exec"), names)
     printed, expected = capsys.readouterr().out.splitlines(), shown[0].splitlines()
@@ -26,3 +26,5 @@ def test_the_examples_print_what_is_shown(capsys: pytest.CaptureFixture[str]) ->
         assert printed[number].split(", worst")[0] == expected[number].split(", worst")[0]
     assert [line.split(")) ")[0] for line in printed[3:5]] == [line.split(")) ")[0] for line in expected[3:5]]
     assert [line.split()[:3] for line in printed[6:]] == [line.split()[:3] for line in expected[6:]]
+    exec(compile(code[2], "README.md", "exec"), names)
+    assert capsys.readouterr().out == shown[2]
