@@ -12,7 +12,7 @@ from torch import Tensor
 
 from conductance._reporting import unwarned
 from conductance.errors import check_choice
-from conductance.path import StraightPath
+from conductance.targeting import TargetFunction, target_function
 
 METHODS = ("riemann_right", "riemann_left", "riemann_middle", "riemann_trapezoid", "gausslegendre")
 #: What grad_kwargs may ask for: unused tensors get zeros anyway, and no result keeps a graph.
@@ -51,9 +51,9 @@ class Given:
     converted: tuple[str, ...]
 
     @property
-    def path(self) -> StraightPath:
-        """The path of the inputs."""
-        return StraightPath(self.inputs, self.baselines, self.extra)
+    def function(self) -> TargetFunction:
+        """The target as a function of outputs and the examples of their rows."""
+        return target_function(self.target, len(self.inputs[0]))
 
     @property
     def arguments(self) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from conductance.hooks import HookPoint, select
@@ -69,9 +68,7 @@ def asked(
     TypeError, ValueError
         If a layer is not there, or the model runs on several devices at once.
     """
-    _refuse_parallel(forward_func, device_ids)
-    if isinstance(forward_func, torch.jit.ScriptModule):
-        raise ValueError("forward_func is TorchScript, whose layers run unseen; give the module that it was made from")
+    _refuse_several(device_ids)
     layers = list(layer) if isinstance(layer, (list, tuple)) else [layer]
     if not layers:
         raise ValueError("layer is an empty list; give a layer, or a list of at least one")
@@ -102,13 +99,9 @@ def _input(point: HookPoint) -> HookPoint:
     return point if point.side == "in" else HookPoint(point.module, call=point.call, side="in")
 
 
-def _refuse_parallel(forward_func: Callable[..., Any], device_ids: Sequence[int] | None) -> None:
-    devices = list(device_ids or ())
-    given = "device_ids names devices"
-    if isinstance(forward_func, nn.DataParallel):
-        devices, given = forward_func.device_ids, "forward_func is a DataParallel model on devices"
-    if len(devices) > 1:
+def _refuse_several(device_ids: Sequence[int] | None) -> None:
+    if device_ids is not None and len(device_ids) > 1:
         raise ValueError(
-            f"{given} {devices}, whose replicas are not tapped; give the module itself (model.module) on one device, "
-            "or run one process for each device with its share of the examples"
+            f"device_ids names devices {list(device_ids)}, whose replicas are not tapped; give the module itself "
+            "(model.module) on one device, or run one process for each device with its share of the examples"
         )

@@ -7,35 +7,34 @@ from math import prod
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from conductance._captum_layers import answering
-from conductance._requests import named_points, usable_points
-from conductance.engine import undisturbed
-from conductance.hooks import HookPoint, PointInfo, probe, select
-from conductance.path import StraightPath
-from conductance.running import layout_of
-from conductance.trying import PLACES
+from conductance._captum_arguments import Given
+from conductance._captum_layers import Asked, answering
+from conductance.hooks import PointInfo
+from conductance.running import layout_of, prepared
 from conductance.units import chosen
 
 #: Index tuples ``(rows, …)`` without the rows: one for a box of elements, else one for each element.
 Indices: TypeAlias = list[tuple[int | slice, ...]]
 
 
-def tensors_of(model: nn.Module, requests: Sequence[Sequence[HookPoint]], path: StraightPath) -> list[list[PointInfo]]:
-    """What each request stands for, from two rows of the model: its tensors in the order in which they are made."""
-    selection = select(model, list(dict.fromkeys(point for request in requests for point in request)))
-    with undisturbed(model, selection.modules):
-        paths = torch.tensor([0, path.count - 1], device=path.device)
-        rows = path.rows(paths, torch.tensor(PLACES, device=path.device))
-
-        def run() -> None:
-            model(*rows.args, **rows.kwargs)
-
-        found = probe(model, selection, run, rows.leaves)
-    points, _ = usable_points(found, named_points(list(selection.points), selection))
-    by_name = {info.name: info for info in points}
-    return [[by_name[name] for name in answering(request, by_name)] for request in requests]
+def tensors_of(layers: Asked, those: Given) -> list[list[PointInfo]]:
+    """What each layer stands for: its tensors, in the order in which they are made when the model is tried."""
+    with prepared(
+        layers.model,
+        those.inputs,
+        layers.points,
+        target=those.function,
+        baselines=those.baselines,
+        additional_forward_args=those.extra,
+        fixed=(),
+        path_from=None,
+        on_train="error",
+        most=0,
+    ) as ready:
+        by_name = {info.name: info for info in ready.points}
+    return [[by_name[name] for name in answering(request, by_name)] for request in layers.requests]
 
 
 def selected(selector: Any, tensors: Sequence[PointInfo]) -> list[tuple[PointInfo, Indices]]:

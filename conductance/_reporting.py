@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from conductance._findings import findings_of
 from conductance.errors import ConvergenceWarning
 from conductance.flights import Rules
 from conductance.results import TotalConductance
 from conductance.running import Prepared
+from conductance.targeting import OutputTarget
 
 #: Set where no tolerance was asked, so that none can be missed.
 unwarned: ContextVar[bool] = ContextVar("unwarned", default=False)
@@ -23,6 +25,7 @@ def settings_of(ready: Prepared, rules: Rules, n_steps: int | None, target: Any,
     return {
         "target": _described(target),
         "baselines": _described(baselines),
+        "moving": list(ready.path.labels.values()),
         "rtol": None if n_steps is not None else rules.rtol,
         "atol": rules.atol,
         "n_steps": n_steps,
@@ -41,6 +44,8 @@ def _described(value: Any) -> Any:
         return value.tolist() if whole else f"tensor of shape {tuple(value.shape)}"
     if isinstance(value, (tuple, list)):
         return [_described(one) for one in value]
+    if isinstance(value, OutputTarget):
+        return repr(value)
     return getattr(value, "__qualname__", type(value).__name__)
 
 
@@ -66,6 +71,8 @@ def warn(result: TotalConductance, rules: Rules, n_steps: int | None) -> None:
         "precision": "rounding hides the rest: use float64 or a larger rtol",
         "interrupted": "the run was interrupted",
     }
+    if any(not one.layers for one in findings_of(result.settings.get("diagnosis"))):
+        advice["gradient"] = "the target as a whole is to blame: see .diagnosis"
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     warnings.warn(
         f"{len(bad)} of {len(result.status)} examples did not converge to rtol={rules.rtol:g} ({counts}); "

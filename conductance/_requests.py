@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from conductance.hooks import HookPoint, LayerSpec, PointInfo, PointTable, Probe
 DEFAULT_RTOL = 1e-2
 #: More steps than this are a slip of the pen.
 MOST_STEPS = 10**8
+_NEVER_RAN = "never ran in a forward pass, or gave no floating-point tensor"
 #: Rows that a model is tried on first.
 PROBED = 2
 
@@ -56,9 +58,9 @@ def checked_rules(
     return Rules(float(rtol), float(atol), budget, rows)
 
 
-def check_mode(model: Callable[..., Any], selection: Selection, on_train: str) -> list[nn.Module]:
+def check_mode(model: Callable[..., Any], modules: Mapping[str, nn.Module], on_train: str) -> list[nn.Module]:
     """Refuse modules whose rows depend on chance or on each other, or warn and give those: dropout, batch norm."""
-    roots = {"": model} if isinstance(model, nn.Module) else selection.modules
+    roots = {"": model} if isinstance(model, nn.Module) else modules
     named = {
         (f"{prefix}.{name}".strip(".") or type(module).__name__): module
         for prefix, root in roots.items()
@@ -110,21 +112,34 @@ def named_points(layers: LayerSpec, selection: Selection) -> set[str]:
     return names
 
 
-def usable_points(found: Probe, named: set[str]) -> tuple[list[PointInfo], list[str]]:
-    """The points that can be explained, and the names of those that globs, types or None brought in for nothing."""
-    unusable = dict.fromkeys(found.never_run, "never ran in a forward pass, or gave no floating-point tensor")
+def usable_points(found: Probe, named: set[str], ran: Callable[[], list[str]]) -> tuple[list[PointInfo], list[str]]:
+    """The points that can be explained, and the names of those that globs, types or None brought in for nothing.
+
+    ``ran`` lists what the model runs, for the message where something does not.
+    """
+    unusable = dict.fromkeys(found.never_run, _NEVER_RAN)
     points = []
     for info in found.points:
-        axis = info.point.batch_axis
-        if axis < len(info.shape) and info.shape[axis] == PROBED:
-            points.append(info)
+        if info.unbatched:
+            unusable[info.name] = info.unbatched
         else:
-            unusable[info.name] = (
-                f"gave shape {info.shape} for {PROBED} rows: its axis {axis} is not the batch (another one: "
-                "HookPoint(…, batch_axis=…))"
-            )
+            points.append(info)
     bad = [name for name in unusable if name in named or not points]
     if bad:
-        told = "; ".join(f"{name!r}, which {unusable[name]}" for name in bad[:5])
+        reasons = dict.fromkeys(unusable[name] for name in bad[:5])
+        alike = {reason: [repr(name) for name in bad[:5] if unusable[name] == reason] for reason in reasons}
+        told = "; ".join(
+            f"{first}, which {reason}" + (f"; {', '.join(more)} too" if more else "")
+            for reason, (first, *more) in alike.items()
+        )
+        if _NEVER_RAN in reasons and (known := ran()):
+            told += f"; what ran: {_some(known, bad[0])}"
         raise ValueError(f"layers names {told}; conductance.hooks.list_points(model, inputs) lists what can be tapped")
     return points, list(unusable)
+
+
+def _some(names: list[str], wanted: str) -> str:
+    """Names for a message: all if they are few, else those that are like the one wanted, else the first."""
+    few = names if len(names) <= 8 else difflib.get_close_matches(wanted, names, n=5) or names[:8]
+    others = len(names) - len(few)
+    return ", ".join(map(repr, few)) + (f" and {others} more" if others else "")

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from conductance import _files
 from conductance._result_layers import counted
+from conductance.arguments import Inputs
 from conductance.errors import UnknownLayerError
 from conductance.flow import conductance_flow
 from conductance.flow_results import ConductanceFlow, from_content, to_content
 from conductance.hooks import AttentionPoints, HookPoint, LayerSpec, attention_points, select
-from conductance.path import Inputs
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,7 +6,6 @@ needed. What differs is the number at the same cost, and what is accepted: see t
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,18 +16,15 @@ from torch import Tensor
 from conductance._captum_arguments import STEP, Given, beside, budget, check_options, given, quietly, with_steps
 from conductance._captum_layers import Asked, answering, asked
 from conductance._captum_neurons import Indices, selected, tensors_of
-from conductance.errors import ConvergenceWarning
+from conductance._captum_results import gap, settle, single
+from conductance.arguments import Arguments
 from conductance.hooks import PointInfo
 from conductance.neuron import neuron_conductance
 from conductance.neuron_results import NeuronConductance as NeuronResult
-from conductance.results import TotalConductance
-from conductance.targets import target_function
+from conductance.path import StraightPath
 from conductance.total import total_conductance
 
 __all__ = ["LayerConductance", "NeuronConductance"]
-
-#: Part of the conductance from which on an estimated error is warned of, for Captum's results have no place for it.
-DOUBTFUL = 0.1
 
 
 class _Attribution:
@@ -74,15 +70,14 @@ class _Attribution:
             For an argument that cannot be used; the message names it.
         """
         those = given(end_point, start_point, target, additional_forward_args)
-        path = those.path
-        function = target_function(those.target, path.batch)
+        path = StraightPath(Arguments(those.inputs, those.extra), those.baselines)
         every = torch.arange(path.batch, device=path.device)
         with torch.no_grad():
             start, end = (
-                function(self.forward_func(*path.rows(every, torch.full(every.shape, place)).args), every)
+                those.function(path.rows(every, torch.full(every.shape, place)).through(self.forward_func), every)
                 for place in (0.0, 1.0)
             )
-        return _gap(attributions, end - start)
+        return gap(attributions, end - start)
 
 
 class LayerConductance(_Attribution):
@@ -209,9 +204,9 @@ class LayerConductance(_Attribution):
                 **those.arguments,
                 **budget(n_steps),
             )
-        _settle(total, torch.stack([total.error[name] for name in total]).amax(0), frames=2)
-        found = [_single([total[name] for name in answering(request, total)]) for request in layers.requests]
-        deltas = [_gap(one, total.output_change) for one in found]
+        settle(total, torch.stack([total.error[name] for name in total]).amax(0), frames=2)
+        found = [single([total[name] for name in answering(request, total)]) for request in layers.requests]
+        deltas = [gap(one, total.output_change) for one in found]
         if not layers.several:
             return (found[0], deltas[0]) if return_convergence_delta else found[0]
         return (found, deltas) if return_convergence_delta else found
@@ -319,7 +314,7 @@ class NeuronConductance(_Attribution):
         options = {"internal_batch_size": internal_batch_size, **budget(n_steps, runs=2)}
         found = []
         with quietly(those.converted):
-            for tensors in tensors_of(layers.model, layers.requests, those.path):
+            for tensors in tensors_of(layers, those):
                 parts = _through(layers, selected(neuron_selector, tensors), those, options)
                 local = parts[:count] if self.multiplies_by_inputs else [part / STEP for part in parts[count:]]
                 found.append(local[0] if those.single else tuple(local))
@@ -336,44 +331,8 @@ def _through(
             layers.model, those.inputs, info.point, neurons=indices, **those.arguments, **options
         )
         assert isinstance(result, NeuronResult)  # of one point
-        _settle(result, result.error, frames=3)
+        settle(result, result.error, frames=3)
         values = result.values if isinstance(result.values, tuple) else (result.values,)
         parts = [one.sum(1) for one in values]
         sums = [one + other for one, other in zip(sums, parts, strict=True)] if sums else parts
     return sums
-
-
-def _single(tensors: Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:
-    return tensors[0] if len(tensors) == 1 else tuple(tensors)
-
-
-def _gap(attributions: Tensor | tuple[Tensor, ...], change: Tensor) -> Tensor:
-    """Sum of attributions less the change of the output, ``(batch,)``."""
-    parts = (attributions,) if isinstance(attributions, Tensor) else attributions
-    rows = {len(part) for part in parts}
-    if rows != {len(change)}:
-        raise ValueError(f"attributions have {sorted(rows)} examples, but the points have {len(change)}")
-    return torch.stack([part.reshape(len(part), -1).sum(1).to(change.device) for part in parts]).sum(0) - change
-
-
-def _settle(result: TotalConductance | NeuronResult, error: Tensor, frames: int) -> None:
-    """Pass an interruption on, for there is no place for a part of the result; warn of results that say nothing.
-
-    ``frames`` is how far above the user is.
-    """
-    if result.settings["interrupted"]:
-        raise KeyboardInterrupt
-    doubtful = [
-        f"{n} ({one:.0%}, {status})"
-        for n, (one, status) in enumerate(zip(error.tolist(), result.status, strict=True))
-        if one > DOUBTFUL and status in ("budget", "jump", "gradient")
-    ]
-    if doubtful:
-        more = " and more" if len(doubtful) > 5 else ""
-        warnings.warn(
-            f"the estimated error of examples {', '.join(doubtful[:5])}{more} is above {DOUBTFUL:.0%} of the "
-            "conductance: raise n_steps if it is the budget, or try another baseline; conductance.total_conductance "
-            "tells more (jump: the output jumps along the path; gradient: it is not the derivative of the output)",
-            ConvergenceWarning,
-            stacklevel=frames + 1,
-        )

@@ -17,13 +17,14 @@ from torch import Tensor
 
 from conductance._reporting import settings_of, warn
 from conductance._requests import checked_rules
+from conductance.arguments import Inputs
+from conductance.baselines import Baseline
 from conductance.errors import ConductanceError
 from conductance.hooks import GraphView, LayerSpec
-from conductance.path import Baseline, Inputs
 from conductance.results import TotalConductance
 from conductance.running import Prepared, Run, prepared
 from conductance.sums import work_dtype
-from conductance.targets import Target
+from conductance.targeting import Target
 
 
 def dictionary_conductance(
@@ -36,6 +37,8 @@ def dictionary_conductance(
     target: Target = None,
     baselines: Baseline | list[Any] = None,
     additional_forward_args: Any = None,
+    fixed: Any = (),
+    path_from: LayerSpec = None,
     rtol: float | None = None,
     atol: float = 0.0,
     n_steps: int | None = None,
@@ -48,7 +51,7 @@ def dictionary_conductance(
 
     Parameters
     ----------
-    model, inputs, target, baselines, additional_forward_args
+    model, inputs, target, baselines, additional_forward_args, fixed, path_from
         As for :func:`~conductance.total.total_conductance`.
     layer
         One layer.
@@ -111,6 +114,8 @@ def dictionary_conductance(
         target=target,
         baselines=baselines,
         additional_forward_args=additional_forward_args,
+        fixed=fixed,
+        path_from=path_from,
         on_train=on_train,
         most=rules.rows,
     ) as asked:

@@ -12,7 +12,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from conductance.path import Key, StraightPath
+from conductance.arguments import Key
+from conductance.path import StraightPath
 
 #: None, a mask or one for each moving input, or the name or number of an axis.
 FeatureGroups: TypeAlias = Tensor | Sequence[Any] | Mapping[str, Any] | str | int | None
@@ -146,15 +147,15 @@ class Features:
         """Feature numbers ``(1 or batch, elements)`` of one input."""
         end: Tensor = path.ends[key]
         if isinstance(groups, Tensor):
-            return _checked(groups.to(end.device), key, end)
-        axis = _axis(groups, key, end)
+            return _checked(groups.to(end.device), path.labels[key], end)
+        axis = _axis(groups, path.labels[key], end)
         places = torch.arange(end.shape[axis], device=end.device)
         shape = [1] * end.dim()
         shape[axis] = -1
         return places.reshape(shape).expand(1, *end.shape[1:]).reshape(1, -1)
 
 
-def _checked(mask: Tensor, key: Key, end: Tensor) -> Tensor:
+def _checked(mask: Tensor, label: str, end: Tensor) -> Tensor:
     if mask.is_floating_point() or mask.is_complex():
         raise TypeError(f"feature_groups is a mask of {mask.dtype}; expected integers, one number for each feature")
     if tuple(mask.shape) == tuple(end.shape):
@@ -162,12 +163,12 @@ def _checked(mask: Tensor, key: Key, end: Tensor) -> Tensor:
     if tuple(mask.shape) in (tuple(end.shape[1:]), (1, *end.shape[1:])):
         return mask.long().reshape(1, -1)
     raise ValueError(
-        f"feature_groups has shape {tuple(mask.shape)}; expected the shape of inputs[{key!r}], {tuple(end.shape)}, or "
+        f"feature_groups has shape {tuple(mask.shape)}; expected the shape of {label}, {tuple(end.shape)}, or "
         f"{tuple(end.shape[1:])} for all examples"
     )
 
 
-def _axis(groups: Any, key: Key, end: Tensor) -> int:
+def _axis(groups: Any, label: str, end: Tensor) -> int:
     if isinstance(groups, str):
         if groups not in AXES:
             raise ValueError(
@@ -176,7 +177,7 @@ def _axis(groups: Any, key: Key, end: Tensor) -> int:
         axis = AXES[groups]
         if end.dim() < 3:
             raise ValueError(
-                f"feature_groups is {groups!r}, but inputs[{key!r}] has shape {tuple(end.shape)}: expected at least "
+                f"feature_groups is {groups!r}, but {label} has shape {tuple(end.shape)}: expected at least "
                 "three axes (leave feature_groups out: every column is a feature)"
             )
         return axis
@@ -184,7 +185,5 @@ def _axis(groups: Any, key: Key, end: Tensor) -> int:
         raise TypeError(f"feature_groups holds a {type(groups).__name__}; expected a mask, an axis name or number")
     axis = groups % end.dim() if -end.dim() <= groups < end.dim() else 0
     if axis == 0:
-        raise ValueError(
-            f"feature_groups is axis {groups}; inputs[{key!r}] has axes 1 to {end.dim() - 1} besides the batch"
-        )
+        raise ValueError(f"feature_groups is axis {groups}; {label} has axes 1 to {end.dim() - 1} besides the batch")
     return axis

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from conductance._reporting import settings_of, warn
 from conductance._requests import checked_rules, named_points
+from conductance.arguments import Inputs
+from conductance.baselines import Baseline
 from conductance.errors import ConductanceError
 from conductance.features import FeatureGroups, Features
 from conductance.flights import ROUNDINGS
@@ -27,11 +29,11 @@ from conductance.following import TwoRuns
 from conductance.hooks import LayerSpec
 from conductance.increments import estimated
 from conductance.panels import Floats
-from conductance.path import Baseline, Inputs, StraightPath
+from conductance.path import StraightPath
 from conductance.replay import Replayed
 from conductance.running import layout_of, prepared
 from conductance.sums import Layout, wide_dtype, work_dtype
-from conductance.targets import Target
+from conductance.targeting import Target
 from conductance.units import Neurons, chosen
 
 #: Rows of a call are this many times fewer than of total conductance: its graph and increments are kept.
@@ -49,6 +51,8 @@ def conductance_flow(
     target: Target = None,
     baselines: Baseline | list[Any] = None,
     additional_forward_args: Any = None,
+    fixed: Any = (),
+    path_from: LayerSpec = None,
     rtol: float | None = None,
     atol: float = 0.0,
     n_steps: int | None = None,
@@ -61,7 +65,7 @@ def conductance_flow(
 
     Parameters
     ----------
-    model, inputs, target, baselines, additional_forward_args
+    model, inputs, target, baselines, additional_forward_args, fixed, path_from
         As for :func:`~conductance.total.total_conductance`.
     layers
         Layers that become columns of the graph. Flow is *direct*: an edge leads from one to another if some way
@@ -136,6 +140,8 @@ def conductance_flow(
         target=target,
         baselines=baselines,
         additional_forward_args=additional_forward_args,
+        fixed=fixed,
+        path_from=path_from,
         on_train=on_train,
         most=rules.rows,
     ) as asked:

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from conductance._reporting import settings_of, warn
 from conductance._requests import checked_rules
+from conductance.arguments import Inputs
+from conductance.baselines import Baseline
 from conductance.errors import ConductanceError, check_choice
 from conductance.features import FeatureGroups, Features
 from conductance.flights import ROUNDINGS
@@ -24,14 +26,13 @@ from conductance.following import TwoRuns
 from conductance.hooks import LayerSpec
 from conductance.increments import estimated
 from conductance.neuron_results import NeuronConductance
-from conductance.path import Baseline, Inputs
 from conductance.pulling import Pull
 from conductance.pushing import Push
 from conductance.replay import Replayed
 from conductance.results import TotalConductance
 from conductance.running import layout_of, prepared
 from conductance.sums import wide_dtype, work_dtype
-from conductance.targets import Target
+from conductance.targeting import Target
 from conductance.units import Neuron, Neurons, chosen
 
 Mode = Literal["auto", "reverse", "forward"]
@@ -50,6 +51,8 @@ def neuron_conductance(
     target: Target = None,
     baselines: Baseline | list[Any] = None,
     additional_forward_args: Any = None,
+    fixed: Any = (),
+    path_from: LayerSpec = None,
     rtol: float | None = None,
     atol: float = 0.0,
     n_steps: int | None = None,
@@ -62,7 +65,7 @@ def neuron_conductance(
 
     Parameters
     ----------
-    model, inputs, target, baselines, additional_forward_args
+    model, inputs, target, baselines, additional_forward_args, fixed, path_from
         As for :func:`~conductance.total.total_conductance`.
     layer
         The layer of the units. If it means several hook points (a glob, a list, None), the result is a dict of one
@@ -133,6 +136,8 @@ def neuron_conductance(
         target=target,
         baselines=baselines,
         additional_forward_args=additional_forward_args,
+        fixed=fixed,
+        path_from=path_from,
         on_train=on_train,
         most=rules.rows,
     ) as ready:

@@ -12,16 +12,16 @@ Sundararajan, Taly and Yan, Axiomatic Attribution for Deep Networks (1703.01365)
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.forward_ad import make_dual
 
-Inputs: TypeAlias = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
-Baseline: TypeAlias = float | int | Tensor | Callable[[Tensor], Tensor] | tuple[Any, ...] | Mapping[str, Any] | None
-Key: TypeAlias = int | str
+from conductance.arguments import Arguments, Inputs, Key, is_moving, kind_of
+from conductance.baselines import Baseline, named_keys, starts_of
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,19 @@ class Rows:
         What the model is called with.
     leaves
         The moving tensors, each ``(rows, …)`` and requiring a gradient.
+    within
+        Makes the context to call the model in.
     """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     leaves: list[Tensor]
+    within: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+    def through(self, model: Callable[..., Any]) -> Any:
+        """What the model gives for these rows."""
+        with self.within():
+            return model(*self.args, **self.kwargs)
 
 
 class StraightPath:
@@ -47,12 +55,22 @@ class StraightPath:
     Parameters
     ----------
     inputs
-        A tensor, a tuple of positional inputs or a mapping of keyword inputs; axis 0 is the batch.
+        What the model is called with; or a tensor, a tuple of positional inputs or a mapping of keyword inputs. Axis 0
+        is the batch.
     baselines
-        A number, a tensor or a callable (given the input, returns the baseline); a tuple is one per input, a
-        list is several baselines to average over. None is zero.
-    extra
-        Further positional arguments; tensors whose first axis is the batch are repeated with the rows.
+        Where paths start (see :mod:`conductance.baselines`); a list is several baselines to average over. None is
+        zero. Of a mapping only the keys move.
+
+    Attributes
+    ----------
+    moving
+        Keys of what moves.
+    ends, starts
+        The moving tensors, and those that they start from: one mapping for each baseline.
+    labels
+        What errors call the moving tensors.
+    batch, per_example
+        Number of examples, and of baselines.
 
     Raises
     ------
@@ -67,20 +85,24 @@ class StraightPath:
             [2., 4.]], grad_fn=<CloneBackward0>)
     """
 
-    def __init__(self, inputs: Inputs, baselines: Baseline | list[Any], extra: tuple[Any, ...] = ()) -> None:
-        self._positional, self._named = _split(inputs, extra)
-        self._entries: dict[Key, Any] = {}
-        self._entries.update(enumerate(self._positional))
-        self._entries.update(self._named)
-        candidates = [key for key in self._entries if isinstance(key, str) or key < len(self._positional) - len(extra)]
-        self.moving = _moving(self._entries, candidates)
-        self.batch = _batch_size({key: self._entries[key] for key in self.moving})
-        several = list(baselines) if isinstance(baselines, list) else [baselines]
-        if not several:
-            raise ValueError("baselines is an empty list; give None (zeros), one baseline, or a list of at least one")
-        self.ends = {key: self._entries[key].detach() for key in self.moving}
-        self.starts = [_starts(one, self.ends, isinstance(inputs, Tensor)) for one in several]
+    def __init__(self, inputs: Arguments | Inputs, baselines: Baseline | list[Any]) -> None:
+        arguments = inputs if isinstance(inputs, Arguments) else Arguments(inputs)
+        several = several_of(baselines)
+        moving = _moving(arguments)
+        labels = {key: f"inputs[{key!r}]" for key in moving}
+        chosen = named_keys(several, moving, labels)
+        ends = {key: arguments.entries[key].detach() for key in chosen}
+        check_ends(ends, labels)
+        self._set(arguments, ends, labels)
+        self.starts = [starts_of(one, ends, labels) for one in several]
         self.per_example = len(several)
+
+    def _set(self, arguments: Arguments, ends: dict[Key, Tensor], labels: Mapping[Key, str]) -> None:
+        self.arguments = arguments
+        self.moving = list(ends)
+        self.ends = ends
+        self.labels = {key: labels[key] for key in ends}
+        self.batch = len(next(iter(ends.values())))
 
     @property
     def count(self) -> int:
@@ -121,15 +143,15 @@ class StraightPath:
             For forward mode: the tangent of each leaf; the arguments are then dual tensors, and need no gradient.
         """
         examples = torch.div(paths, self.per_example, rounding_mode="floor")
-        entries = {key: self._repeated(value, examples) for key, value in self._entries.items() if key not in self.ends}
         leaves = []
         for number, key in enumerate(self.moving):
             leaf = self._moved(key, paths, examples, alphas)
-            leaf = leaf.requires_grad_() if tangents is None else make_dual(leaf, tangents[number])
-            leaves.append(leaf)
-            entries[key] = leaf.clone()  # so that a model may work on its input in place
-        args = tuple(entries[place] for place in range(len(self._positional)))
-        return Rows(args, {name: entries[name] for name in self._named}, leaves)
+            leaves.append(leaf.requires_grad_() if tangents is None else make_dual(leaf, tangents[number]))
+        # copies, so that a model may work on its input in place
+        return self._given(examples, {key: leaf.clone() for key, leaf in zip(self.moving, leaves, strict=True)}, leaves)
+
+    def _given(self, examples: Tensor, moved: dict[Key, Tensor], leaves: list[Tensor]) -> Rows:
+        return Rows(*self.arguments.call(examples, self.batch, moved), leaves)
 
     def directions(self, paths: Tensor) -> list[Tensor]:
         """``x - x'`` of each row, one tensor for each leaf."""
@@ -156,125 +178,57 @@ class StraightPath:
         moved = torch.where(place < 0.5, start.to(wide) + place * step, end.to(wide) - (1 - place) * step)
         return moved.to(end.dtype)
 
-    def _repeated(self, value: Any, examples: Tensor) -> Any:
-        if isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == self.batch:
-            return value.index_select(0, examples.to(value.device))
-        return value
+
+def several_of(baselines: Baseline | list[Any]) -> list[Any]:
+    """Baselines as a list."""
+    several = list(baselines) if isinstance(baselines, list) else [baselines]
+    if not several:
+        raise ValueError("baselines is an empty list; give None (zeros), one baseline, or a list of at least one")
+    return several
 
 
-def _split(inputs: Inputs, extra: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(inputs, Tensor):
-        return (inputs, *extra), {}
-    if isinstance(inputs, Mapping):
-        return extra, dict(inputs)
-    if isinstance(inputs, (tuple, list)):
-        return (*inputs, *extra), {}
-    raise TypeError(
-        f"inputs is a {type(inputs).__name__}; expected a tensor, a tuple of tensors or a dict of tensors "
-        "(a numpy array: torch.as_tensor(array))"
-    )
-
-
-def _moving(entries: Mapping[Key, Any], candidates: Sequence[Key]) -> list[Key]:
-    tensors = [key for key in candidates if isinstance(entries[key], Tensor)]
-    for key in tensors:
-        if entries[key].is_complex():
-            raise TypeError(
-                f"{_label(key)} is a {_kind(entries[key])}; complex numbers have no path here: give real and imaginary "
-                "parts as real tensors (torch.view_as_real), and a model that joins them"
-            )
-        if entries[key].layout != torch.strided:
-            raise TypeError(
-                f"{_label(key)} is sparse ({entries[key].layout}); give {_label(key)}.to_dense(), or, if it does not "
-                "move, give it in additional_forward_args"
-            )
-    moving = [key for key in tensors if entries[key].is_floating_point()]
-    if not moving:
-        given = ", ".join(f"{_label(key)}: {_kind(entries[key])}" for key in candidates) or "nothing"
-        raise ValueError(
-            f"inputs holds no floating-point tensor that could move along a path (given {given}); token ids and other "
-            "integers cannot be interpolated: pass their embeddings, or inputs.float() if they are measurements"
-        )
-    for key in moving:
-        tensor = entries[key]
+def check_ends(ends: Mapping[Key, Tensor], labels: Mapping[Key, str]) -> None:
+    """Refuse what cannot move along a path: numbers that are not finite, no batch, batches of different sizes."""
+    for key, tensor in ends.items():
         if tensor.dim() == 0:
-            raise ValueError(f"{_label(key)} has no batch axis (shape ()); expected shape (batch, …)")
+            raise ValueError(f"{labels[key]} has no batch axis (shape ()); expected shape (batch, …)")
         if not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"{_label(key)} holds NaN or infinity; clean the data first")
+            raise ValueError(f"{labels[key]} holds NaN or infinity; clean the data first")
+    sizes = {labels[key]: tensor.shape[0] for key, tensor in ends.items()}
+    if len(set(sizes.values())) > 1:
+        given = ", ".join(f"{name}: {size}" for name, size in sizes.items())
+        raise ValueError(
+            f"inputs disagree on the batch size, axis 0 ({given}); name those without a batch axis in fixed=(…)"
+        )
+    if 0 in sizes.values():
+        raise ValueError("inputs is an empty batch: axis 0 has length 0; expected at least one example")
+
+
+def _moving(arguments: Arguments) -> list[Key]:
+    """Inputs that can move."""
+    for key in arguments.candidates:
+        _check_usable(key, arguments.entries[key])
+    moving = [key for key in arguments.candidates if is_moving(arguments.entries[key])]
+    if not moving:
+        given = ", ".join(f"inputs[{key!r}]: {kind_of(arguments.entries[key])}" for key in arguments.candidates)
+        raise ValueError(
+            f"inputs holds no floating-point tensor that could move along a path (given {given or 'nothing'}); token "
+            "ids and other integers cannot be interpolated: give path_from= the embedding that they enter, or "
+            "inputs.float() if they are measurements"
+        )
     return moving
 
 
-def _batch_size(moving: Mapping[Key, Tensor]) -> int:
-    sizes = {_label(key): tensor.shape[0] for key, tensor in moving.items()}
-    if len(set(sizes.values())) > 1:
-        given = ", ".join(f"{name}: {size}" for name, size in sizes.items())
-        raise ValueError(f"inputs disagree on the batch size, axis 0 ({given})")
-    size = next(iter(sizes.values()))
-    if size == 0:
-        raise ValueError("inputs is an empty batch: axis 0 has length 0; expected at least one example")
-    return size
-
-
-def _starts(baseline: Baseline, ends: Mapping[Key, Tensor], single: bool) -> dict[Key, Tensor]:
-    """The baseline as one tensor for each moving input, of the input's shape."""
-    if isinstance(baseline, Mapping):
-        unknown = [name for name in baseline if name not in ends]
-        if unknown:
-            raise ValueError(f"baselines names {unknown}, but the inputs that move are {[*map(_label, ends)]}")
-        return {key: _start_of(baseline.get(str(key)), key, end) for key, end in ends.items()}
-    if isinstance(baseline, tuple):
-        if len(baseline) != len(ends):
-            raise ValueError(
-                f"baselines is a tuple of {len(baseline)}, one for each input, but {len(ends)} inputs move "
-                "(several baselines for one input: a list)"
-            )
-        return {key: _start_of(one, key, end) for one, (key, end) in zip(baseline, ends.items(), strict=True)}
-    if isinstance(baseline, Tensor) and not single and len(ends) > 1:
-        raise ValueError(f"baselines is one tensor but {len(ends)} inputs move; give a tuple with one for each")
-    return {key: _start_of(baseline, key, end) for key, end in ends.items()}
-
-
-def _start_of(baseline: Any, key: Key, end: Tensor) -> Tensor:
-    if callable(baseline):
-        baseline = baseline(end.clone())
-        if not isinstance(baseline, Tensor):
-            raise TypeError(f"the callable given as baselines returned a {type(baseline).__name__}, expected a tensor")
-    if baseline is None or (isinstance(baseline, (int, float)) and not isinstance(baseline, bool)):
-        if abs(baseline or 0) > torch.finfo(end.dtype).max:
-            raise ValueError(f"baselines is a number beyond the range of {end.dtype}, or infinite; give a finite one")
-        start = torch.full_like(end, 0.0 if baseline is None else float(baseline))
-    elif isinstance(baseline, Tensor):
-        start = _fitted(baseline.detach(), key, end)
-    else:
+def _check_usable(key: Key, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        return
+    if value.is_complex():
         raise TypeError(
-            f"baselines is a {type(baseline).__name__}; expected a number, a tensor, a callable, a tuple (one for each "
-            "input) or a list (several baselines)"
+            f"inputs[{key!r}] is a {kind_of(value)}; complex numbers have no path here: give real and imaginary "
+            "parts as real tensors (torch.view_as_real), and a model that joins them"
         )
-    if not bool(torch.isfinite(start).all()):
-        raise ValueError(f"the baseline of {_label(key)} holds NaN or infinity")
-    return start
-
-
-def _fitted(baseline: Tensor, key: Key, end: Tensor) -> Tensor:
-    """A baseline of the input's shape from one of it, of a batch of one, or without the batch axis."""
-    if baseline.is_complex() or baseline.layout != torch.strided:
+    if value.layout != torch.strided:
         raise TypeError(
-            f"the baseline of {_label(key)} is {'complex' if baseline.is_complex() else 'sparse'}; expected real "
-            "numbers in a dense tensor"
+            f"inputs[{key!r}] is sparse ({value.layout}); give inputs[{key!r}].to_dense(), or, if it does not "
+            "move, give it in additional_forward_args"
         )
-    shape = tuple(baseline.shape)
-    fits = shape in (tuple(end.shape), (1, *end.shape[1:]), tuple(end.shape[1:]), ())
-    if not fits:
-        raise ValueError(
-            f"the baseline of {_label(key)} has shape {shape}; expected {tuple(end.shape)}, {(1, *end.shape[1:])} or "
-            f"{tuple(end.shape[1:])}"
-        )
-    return baseline.to(device=end.device, dtype=end.dtype).expand_as(end)
-
-
-def _label(key: Key) -> str:
-    return f"inputs[{key!r}]"
-
-
-def _kind(value: Any) -> str:
-    return f"{str(value.dtype).removeprefix('torch.')} tensor" if isinstance(value, Tensor) else type(value).__name__

@@ -18,22 +18,28 @@ import torch
 from torch import Tensor
 
 from conductance._requests import check_mode, fewest_rows, named_points, usable_points
+from conductance.arguments import Arguments, Inputs
+from conductance.baselines import Baseline
 from conductance.collecting import Collector
-from conductance.engine import Change, Engine, undisturbed
+from conductance.confidence import warn_if_confident
+from conductance.diagnosis import diagnosed
+from conductance.engine import Change, Engine
 from conductance.errors import check_choice
 from conductance.fixed import FixedRule
 from conductance.flights import Rules
-from conductance.hooks import LayerSpec, PointInfo, Probe, Selection, select
+from conductance.hooks import LayerSpec, PointInfo, Probe, Selection, select, undisturbed, usable_by_autograd
+from conductance.inner_path import InnerPath, found_point
 from conductance.kinked import Kinked
-from conductance.path import Baseline, Inputs, StraightPath
+from conductance.obstacles import causes_named, check_not_quantised
+from conductance.path import StraightPath
 from conductance.quadrature import PathRule
 from conductance.refinement import Refinement
 from conductance.results import LayerInfo, TotalConductance
 from conductance.smooth import Smooth
 from conductance.store import NodeStore
 from conductance.sums import Layout, RunningSums
-from conductance.targets import Target, TargetFunction, target_function
-from conductance.trying import tried
+from conductance.targeting import Target, TargetFunction, target_function
+from conductance.trying import that_ran, tried
 
 #: Bytes of tapped tensors that one call may hold when the user names no size.
 CALL_BYTES = 1 << 28
@@ -91,6 +97,8 @@ def prepared(
     target: Target,
     baselines: Baseline | list[Any],
     additional_forward_args: Any,
+    fixed: Any,
+    path_from: LayerSpec,
     on_train: Literal["error", "warn"],
     most: int,
 ) -> Iterator[Prepared]:
@@ -99,14 +107,21 @@ def prepared(
     ``most`` is the rows that the user allows a call, 0 for any number; else as for total conductance.
     """
     check_choice("on_train", on_train, ("error", "warn"))
-    selection = select(model, layers)
-    noisy = check_mode(model, selection, on_train)
-    extra = () if additional_forward_args is None else additional_forward_args
-    with undisturbed(model, selection.modules):
-        path = StraightPath(inputs, baselines, extra if isinstance(extra, tuple) else (extra,))
+    modules = select(model, layers, tentative=True).modules  # taps are known once the model has run
+    check_not_quantised(model, modules)
+    noisy = check_mode(model, modules, on_train)
+    inputs, baselines, additional_forward_args = usable_by_autograd((inputs, baselines, additional_forward_args))
+    arguments = Arguments(inputs, additional_forward_args, fixed)
+    inner = found_point(model, arguments, path_from)
+    with causes_named(), undisturbed(model, {**modules, **(inner.modules if inner else {})}):
+        path = InnerPath(model, arguments, baselines, inner, most) if inner else StraightPath(arguments, baselines)
         function = target_function(target, path.batch)
-        found = tried(model, selection, path, function, most=most, warn=None if noisy else on_train == "warn")
-        points, left_out = usable_points(found, named_points(layers, selection))
+        warn = None if noisy else on_train == "warn"
+        selection, found = tried(model, layers, path, function, most=most, warn=warn)
+        if not (noisy or target is None or callable(target)):
+            warn_if_confident(model, path, function, most)
+        ran = partial(that_ran, model, selection, path)
+        points, left_out = usable_points(found, named_points(layers, selection), ran)
         yield Prepared(model, selection, path, function, found, points, left_out, fewest_rows(noisy))
 
 
@@ -154,6 +169,7 @@ class Run:
         sums = RunningSums(layouts + leaves, flights, per_example, wide=not few)
         precision = np.array([float(torch.finfo(layout.dtype).eps) / 2 for layout in layouts + leaves])
         ends = _ends(kinked, float(precision.max()))
+        self.diagnosis: list[dict[str, Any]] = []
         self._method: FixedRule | Refinement
         if n_steps is not None:
             self._method = FixedRule(
@@ -185,6 +201,8 @@ class Run:
                     self._method.run(bar.update, every)
                 else:
                     self._method.run(bar.update, every if examples is None else examples)
+                if examples is None:
+                    self.diagnosis = diagnosed(self.engine, self.collector, self.rows)
             except KeyboardInterrupt:
                 return True
         return False
@@ -215,7 +233,7 @@ class Run:
             evaluations=torch.as_tensor(taken.evaluations).to(device),
             converged=torch.as_tensor(taken.converged).to(device),
             spread=None if self.folded else self.spread,
-            settings=settings,
+            settings=settings | ({"diagnosis": self.diagnosis} if self.diagnosis else {}),
         )
 
     @property

@@ -1,197 +1,252 @@
-"""What is explained: one number for each row of a model's output.
+"""Ready-made targets: what of a model's output is explained, to be given as ``target=``.
 
-A target is an index into the output, one for each example, or a function of the output. It is applied to *any*
-rows of any examples, in any order, so it must treat rows independently.
+Each function here returns a target, one number for each row of an output, for rows of any examples in any order.
+Where an argument may differ between examples it takes one value for all, or a list or tensor of one for each example
+of the inputs. What is looked at is the output itself if that is a tensor, else its ``logits``, or the tensor that
+``key`` names: an entry of a dict, an attribute, or a place in a tuple.
+
+A target can be called on an output, with the example number of each row unless these are all examples in order.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-Target: TypeAlias = int | tuple[int, ...] | Tensor | Sequence[Any] | Callable[..., Tensor] | None
-#: Applied to a model output and the example number of each row.
-TargetFunction: TypeAlias = Callable[[Any, Tensor], Tensor]
+from conductance._losses import label_loss
+from conductance._outputs import Key, rowless
+from conductance._places import Examples, Places
+from conductance._region_targets import class_pixels, output_sum
+from conductance._target_parts import Activation, Index, Quantity, check_classes, named, place_of, score, wide
+from conductance._token_targets import token, tokens
+from conductance._values import numbers
+from conductance.errors import check_choice
+from conductance.targeting import OutputTarget
+
+__all__ = [
+    "OutputTarget",
+    "class_pixels",
+    "cosine_similarity",
+    "log_probability",
+    "logit",
+    "logit_difference",
+    "loss",
+    "margin",
+    "output_sum",
+    "probability",
+    "token",
+    "tokens",
+]
 
 
-def target_function(target: Target, batch: int) -> TargetFunction:
-    """Turn a target as users give it into a function of output and example numbers.
+def logit(index: Index, *, key: Key = None) -> OutputTarget:
+    """One entry of the output, as ``target=index`` does, of any tensor in the output.
 
     Parameters
     ----------
-    target
-        None (the output is one number a row already), an int (column), a tuple of ints (index into an output of
-        more axes), a tensor or list of one int (or tuple) for each example, or a callable of the output, or of the
-        output and the example number of each row, that returns one number a row.
-    batch
-        Number of examples.
+    index
+        Class or column: an int, or one int for each example. In an output ``(batch, …)`` of several axes a tuple of
+        ints, or a tensor ``(batch, axes)`` or list of one tuple for each example. Negative ones count from the end.
+    key
+        Which tensor of the output; None is the output itself, or its ``logits``.
 
     Raises
     ------
     TypeError, ValueError
-        If it is none of these, or does not match the batch.
+        If ``index`` is none of these; when it is run, if it does not fit the output or the examples.
 
     Examples
     --------
-    >>> pick = target_function(torch.tensor([1, 0]), batch=2)
-    >>> pick(torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), torch.tensor([0, 1, 1]))
-    tensor([2., 3., 5.])
+    >>> output = torch.tensor([[1.0, 2.0, 4.0], [3.0, 9.0, 5.0]])
+    >>> logit([2, 0])(output)
+    tensor([4., 3.])
+    >>> logit([2, 0])
+    targets.logit([2, 0])
     """
-    if callable(target):
-        return _called(target)
-    if target is None:
-        return lambda output, _: _only(_logits(output))
-    index = _index(target, batch)
-    if index.dim() == 1:  # the same place for all examples
-        place = tuple(index.tolist())
-        return lambda output, _: _picked(_logits(output), place)
-    return lambda output, examples: _picked_each(_logits(output), index, examples)
+    place = place_of("logit", "index", index)
+    return named("logit", place.pick, place, key=key)
 
 
-def _called(target: Callable[..., Tensor]) -> TargetFunction:
-    try:
-        kinds = [p.kind for p in inspect.signature(target).parameters.values() if p.default is p.empty]
-    except (TypeError, ValueError):  # some builtins have no signature
-        kinds = [inspect.Parameter.POSITIONAL_ONLY]
-    positional = [k for k in kinds if k in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)]
-    if len(positional) >= 2:
-        return lambda output, examples: _checked(_told(target, output, examples), len(examples))
-    return lambda output, examples: _checked(_told(target, output), len(examples))
+def logit_difference(a: Index, b: Index, *, key: Key = None) -> OutputTarget:
+    """Logit ``a`` minus logit ``b``: why this class and not that one.
+
+    Parameters
+    ----------
+    a, b
+        As ``index`` of :func:`logit`, each of its own.
+    key
+        Which tensor of the output; None is the output itself, or its ``logits``.
+
+    Examples
+    --------
+    >>> logit_difference(2, [0, 1])(torch.tensor([[1.0, 2.0, 4.0], [3.0, 9.0, 5.0]]))
+    tensor([ 3., -4.])
+    """
+    first, second = (place_of("logit_difference", name, given) for name, given in (("a", a), ("b", b)))
+    return named("logit_difference", partial(_difference, a=first, b=second), first, second, key=key)
 
 
-def _told(target: Callable[..., Tensor], output: Any, *examples: Tensor) -> Any:
-    """Call it; an error in it tells what it was called with, where that is no plain tensor."""
-    try:
-        return target(output, *examples)
-    except Exception as error:
-        if not isinstance(output, Tensor):
-            logits = _of(output)
-            where = f"; its logits are output.logits, {tuple(logits.shape)}" if isinstance(logits, Tensor) else ""
-            error.add_note(f"the callable given as target received the model's {type(output).__name__}{where}")
-        raise
+def _difference(output: Tensor, examples: Examples, a: Places, b: Places) -> Tensor:
+    return wide(a.pick(output, examples)) - wide(b.pick(output, examples))
 
 
-def _checked(value: Any, rows: int) -> Tensor:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"the callable given as target returned a {type(value).__name__}; expected a tensor ({rows},)")
-    if tuple(value.shape) == (rows, 1):
-        value = value[:, 0]
-    if tuple(value.shape) != (rows,):
+def margin(index: Index, *, key: Key = None) -> OutputTarget:
+    """Logit of a class minus the largest logit of the others: positive where the class is predicted.
+
+    It has a kink wherever another class becomes the strongest rival.
+
+    Parameters
+    ----------
+    index
+        The class, of an output ``(batch, classes)``: an int, or one int for each example.
+    key
+        Which tensor of the output; None is the output itself, or its ``logits``.
+
+    Examples
+    --------
+    >>> margin([2, 0])(torch.tensor([[1.0, 2.0, 4.0], [3.0, 9.0, 5.0]]))
+    tensor([ 2., -6.])
+    """
+    place = place_of("margin", "index", index, axes=1)
+    return named("margin", partial(_margin, index=place), place, key=key)
+
+
+def _margin(output: Tensor, examples: Examples, index: Places) -> Tensor:
+    check_classes("margin", output)
+    output = wide(output)
+    own = index.of_rows(examples, output.shape[1:], output)
+    return output.gather(1, own)[:, 0] - output.scatter(1, own, -torch.inf).amax(1)
+
+
+def probability(index: Index, *, activation: Activation = "softmax", key: Key = None) -> OutputTarget:
+    """Probability of a class, from its logits.
+
+    Where it is close to 0 or 1 it hardly changes any more; :func:`log_probability` and :func:`logit_difference` do.
+
+    Parameters
+    ----------
+    index
+        The class, of logits ``(batch, classes)``: an int, or one int for each example.
+    activation
+        "softmax" over the classes, or "sigmoid" of each logit, for labels that do not exclude each other and for a
+        single logit ``(batch, 1)``.
+    key
+        Which tensor of the output; None is the output itself, or its ``logits``.
+
+    Examples
+    --------
+    >>> output = torch.tensor([[0.0, 0.0, 0.0], [9.0, 0.0, 9.0]])
+    >>> probability(2)(output), probability(2, activation="sigmoid")(output)
+    (tensor([0.3333, 0.5000]), tensor([0.5000, 0.9999]))
+    """
+    return _scored("probability", index, activation, key)
+
+
+def log_probability(index: Index, *, activation: Activation = "softmax", key: Key = None) -> OutputTarget:
+    """Logarithm of the probability of a class, from its logits; minus the cross-entropy.
+
+    Parameters
+    ----------
+    index, activation, key
+        As for :func:`probability`.
+
+    Examples
+    --------
+    >>> log_probability([1, 0])(torch.tensor([[0.0, 0.0], [-90.0, 90.0]]))
+    tensor([  -0.6931, -180.0000])
+    """
+    return _scored("log_probability", index, activation, key)
+
+
+def _scored(name: Quantity, index: Index, activation: Activation, key: Key) -> OutputTarget:
+    check_choice("activation", activation, ("softmax", "sigmoid"))
+    place = place_of(name, "index", index, axes=1)
+    function = partial(score, index=place, quantity=name, activation=activation)
+    return named(name, function, place, key=key, activation=None if activation == "softmax" else activation)
+
+
+def loss(loss_function: Callable[..., Tensor] | None, labels: Any, *, key: Key = None) -> OutputTarget:
+    """The loss of each example: what has positive conductance raises the loss, and speaks against the label.
+
+    Parameters
+    ----------
+    loss_function
+        A function of output and labels: one of ``torch.nn.functional`` (run with ``reduction="none"``), a loss module
+        made with ``reduction="none"``, or your own that returns ``(rows,)``. A loss for each entry of the output or of
+        the labels is averaged over all axes but the first. None is the cross-entropy of logits ``(batch, classes, …)``
+        with labels ``(batch, …)``, averaged over the labels that are not -100.
+    labels
+        What the output is compared with: a tensor, array or list with one entry for each example. A single int is the
+        label of all; a single float is what every entry of the output is compared with.
+    key
+        Which tensor of the output; None is the output itself, or its ``logits``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the function reduces over the batch, or the labels are NaN, boolean, or not numbers; when it is run, if
+        there is not one label for each example, or the loss is not one value for each.
+
+    Notes
+    -----
+    The labels stay the same along the path: with an autoencoder's input ``x`` as labels, what is explained is the
+    distance from the output to ``x``, and no unit gets a share for a change of ``x``.
+
+    Examples
+    --------
+    >>> loss(F.mse_loss, torch.tensor([[1.0, 1.0, 1.0]]))(torch.tensor([[1.0, 1.0, 4.0]]))
+    tensor([3.])
+    >>> loss(None, [1, 0])
+    targets.loss(None, [1, 0])
+    """
+    function, given = label_loss(loss_function), numbers("targets.loss: labels", labels)
+    return named("loss", partial(_loss, function=function, labels=given), loss_function, given, key=key)
+
+
+def _loss(output: Tensor, examples: Examples, function: Callable[[Tensor, Tensor], Tensor], labels: Tensor) -> Tensor:
+    if labels.dim():
+        labels = examples.take(labels, "targets.loss: labels").to(output.device)
+    else:
+        labels = labels.to(output.device).expand(output.shape if labels.is_floating_point() else len(output))
+    output = wide(output)
+    return function(output, labels.to(output.dtype) if labels.is_floating_point() else labels.long())
+
+
+def cosine_similarity(reference: Any, *, key: Key = None) -> OutputTarget:
+    """Cosine of the angle between the output ``(batch, dims)``, such as an embedding, and a reference vector.
+
+    Parameters
+    ----------
+    reference
+        Finite numbers and not zero, ``(dims,)`` for all examples or ``(batch, dims)`` for one each.
+    key
+        Which tensor of the output, such as "pooler_output"; None is the output itself, or its ``logits``.
+
+    Examples
+    --------
+    >>> cosine_similarity([1.0, 0.0])(torch.tensor([[3.0, 4.0], [-2.0, 0.0]]))
+    tensor([ 0.6000, -1.0000])
+    """
+    name = "targets.cosine_similarity: reference"
+    vector = numbers(name, reference)
+    if vector.dim() not in (1, 2):
+        raise ValueError(f"{name} has shape {tuple(vector.shape)}; expected (dims,) or (batch, dims)")
+    if not bool(vector.ne(0).any(-1).all()):
+        raise ValueError(f"{name} holds a vector of zeros, which has no direction")
+    return named("cosine_similarity", partial(_cosine, reference=vector, name=name), vector, key=key)
+
+
+def _cosine(output: Tensor, examples: Examples, reference: Tensor, name: str) -> Tensor:
+    if output.dim() != 2 or reference.shape[-1] != output.shape[1]:
         raise ValueError(
-            f"the callable given as target returned shape {tuple(value.shape)} for {rows} rows; expected ({rows},): "
-            "one number a row (a loss needs reduction='none')"
+            f"{name} has shape {tuple(reference.shape)} and the output {rowless(output)}; expected an output "
+            f"(batch, {reference.shape[-1]}): pool tokens in the model, or choose another tensor by key="
         )
-    if not value.is_floating_point():
-        raise TypeError(f"the callable given as target returned {value.dtype}; expected floating-point numbers")
-    checked: Tensor = value
-    return checked
-
-
-def _logits(output: Any) -> Tensor:
-    if isinstance(output, Tensor):
-        return output
-    logits = _of(output)
-    if isinstance(logits, Tensor):
-        return logits
-    raise TypeError(
-        f"the model returned a {type(output).__name__} without 'logits'; give target as a callable of the output that "
-        "returns one number a row"
-    )
-
-
-def _of(output: Any) -> Any:
-    return output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-
-
-def _only(output: Tensor) -> Tensor:
-    if output.dim() == 2 and output.shape[1] == 1:
-        return output[:, 0]
-    if output.dim() <= 1:
-        return output
-    kind = f"an index (0 … {output.shape[1] - 1})" if output.dim() == 2 else _tuple_of(output)
-    raise ValueError(
-        f"target is missing: the model's output has shape {_rowless(output)} and one number a row is explained; "
-        f"give target as {kind}, one of these an example, or a callable"
-    )
-
-
-def _index(target: Any, batch: int) -> Tensor:
-    """Indices as a tensor: (axes,) for one place, (batch, axes) for one place an example."""
-    if isinstance(target, (bool, str, bytes, float)):
-        raise TypeError(f"target is {target!r}; expected an int, a tuple of ints, one int an example, or a callable")
-    if isinstance(target, int):
-        return _integers([target])
-    if isinstance(target, tuple):
-        return _integers(target).reshape(-1)
-    index = _integers(target)
-    if index.dim() == 0:
-        return index.reshape(1)
-    if index.shape[0] != batch:
-        raise ValueError(
-            f"target has {index.shape[0]} entries for {batch} examples; give one for each, or a single int"
-        )
-    if index.dim() > 2:
-        raise ValueError(f"target has shape {tuple(index.shape)}; expected ({batch},) or ({batch}, axes of the output)")
-    return index.reshape(batch, -1)
-
-
-def _integers(target: Any) -> Tensor:
-    try:
-        index = target.detach().cpu() if isinstance(target, Tensor) else torch.as_tensor(target)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise TypeError(
-            f"target is a {type(target).__name__} that is no index ({error}); expected an int, a tuple of ints, "
-            "one int an example, or a callable"
-        ) from error
-    if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
-        raise TypeError(f"target holds {index.dtype} numbers; expected integers")
-    return index.long()
-
-
-def _picked(output: Tensor, place: tuple[int, ...]) -> Tensor:
-    _check_place(output, [place])
-    for index in place:
-        output = output.select(1, index)
-    return output
-
-
-def _picked_each(output: Tensor, index: Tensor, examples: Tensor) -> Tensor:
-    _check_place(output, [index.amin(0).tolist(), index.amax(0).tolist()])
-    each = index.to(output.device)[examples.to(output.device)]
-    flat = output.reshape(len(each), -1)
-    sizes = output.shape[1:]
-    place = torch.zeros_like(each[:, 0])
-    for axis, size in enumerate(sizes):
-        place = place * size + each[:, axis] % size
-    return flat.gather(1, place[:, None])[:, 0]
-
-
-def _check_place(output: Tensor, places: Sequence[Sequence[int]]) -> None:
-    axes = tuple(output.shape[1:])
-    if len(places[0]) != len(axes):
-        expected = {0: "no target", 1: "one index"}.get(len(axes)) or _tuple_of(output)
-        given = "1 index" if len(places[0]) == 1 else f"{len(places[0])} indices"
-        raise ValueError(
-            f"target gives {given} but the model's output has shape {_rowless(output)}: expected {expected}, or a "
-            "callable"
-        )
-    for place in places:
-        for one, size in zip(place, axes, strict=True):
-            if not -size <= one < size:
-                raise ValueError(
-                    f"target {place[0] if len(place) == 1 else tuple(place)} is out of range for an output of shape "
-                    f"{_rowless(output)}; expected 0 … {size - 1}"
-                )
-
-
-def _tuple_of(output: Tensor) -> str:
-    axes = output.dim() - 1
-    return f"a tuple of {axes} indices such as ({', '.join(['0'] * axes)})"
-
-
-def _rowless(output: Tensor) -> str:
-    return f"({', '.join(['batch', *map(str, output.shape[1:])])})"
+    each = examples.take(reference, name) if reference.dim() == 2 else reference.expand(len(output), -1)
+    output = wide(output)
+    return F.cosine_similarity(output, each.to(device=output.device, dtype=output.dtype), dim=1)

@@ -13,11 +13,12 @@ from typing import Any, Literal
 
 from conductance._reporting import settings_of, warn
 from conductance._requests import checked_rules
+from conductance.arguments import Inputs
+from conductance.baselines import Baseline
 from conductance.hooks import LayerSpec
-from conductance.path import Baseline, Inputs
 from conductance.results import TotalConductance
 from conductance.running import Run, prepared
-from conductance.targets import Target
+from conductance.targeting import Target
 
 
 def total_conductance(
@@ -28,6 +29,8 @@ def total_conductance(
     target: Target = None,
     baselines: Baseline | list[Any] = None,
     additional_forward_args: Any = None,
+    fixed: Any = (),
+    path_from: LayerSpec = None,
     rtol: float | None = None,
     atol: float = 0.0,
     n_steps: int | None = None,
@@ -41,25 +44,40 @@ def total_conductance(
     Parameters
     ----------
     model
-        An ``nn.Module``, or any callable that runs modules if ``layers`` names these as modules.
+        An ``nn.Module``, or any callable that runs modules or taps if ``layers`` names these (modules as modules).
     inputs
-        A tensor ``(batch, …)``, a tuple of positional inputs or a dict of keyword inputs. Floating-point tensors
-        move along the path, everything else is handed on as it is.
+        A tensor ``(batch, …)``, a tuple of positional inputs or a dict of keyword inputs (a ``BatchEncoding`` is one).
+        Floating-point tensors move along the path, everything else is handed on as it is: integers and truth values
+        (ids, masks, lengths) never move.
     layers
         Dotted name (``"act#2"``: the third call, ``"lstm[0]"``: the first tensor of a tuple, ``"fc:in"``: the input),
         glob (``*`` matches dots too), module, type, ``HookPoint`` or a list of these, the table of
-        ``hooks.list_points`` or a part of it; None is every module without
-        children. What a glob, a type or None brings in that never runs or has no batch axis is left out
-        (``settings["left_out"]``). Modules of a plain callable are called ``Linear_0``, ``ReLU_1`` and so on.
+        ``hooks.list_points`` or a part of it; None is every module without children, and every tensor that the model
+        names by ``hooks.tap``. Those names are given like the names of modules. What a glob, a type or None brings in
+        that never runs or has no batch axis is left out (``settings["left_out"]``). Modules of a plain callable are
+        called ``Linear_0``, ``ReLU_1`` and so on.
     target
         What is explained, one number for each example: an index into the output, a tuple of indices, a tensor or
-        list of one index for each example, or a callable of the output (or of the output and the example number of
-        each row). It receives rows of any examples in any order.
+        list of one index for each example, a target of :mod:`conductance.targets` (a probability, margin, loss, token),
+        or a callable of the output (or of the output and the example number of each row). It receives rows of any
+        examples in any order.
     baselines
-        Where the path starts: a number, a tensor, or a callable of the input; a tuple gives one for each input, a
-        list gives several to average over. None is zero.
+        Where the path starts: a number, a tensor, a callable of the input, or a name (``"zeros"``, ``"mean"`` of the
+        batch, ``"permuted"``: another example, ``"blur"``; see :mod:`conductance.baselines`). A tuple gives one for
+        each input, a dict names the only inputs that move, a list gives several to average over: ``spread`` tells how
+        far they differ. None is zero. With ``path_from``, integers of the ids' shape are token ids to embed,
+        ``"pad"`` is the padding token everywhere, and numbers or floating-point tensors are the embedding itself.
     additional_forward_args
-        Further positional arguments of the model; tensors whose first axis is the batch are repeated with the rows.
+        Further arguments of the model, a tuple of positional ones or a dict of keyword ones. Tensors whose first axis
+        is the batch are repeated with the rows.
+    fixed
+        Names or positions of arguments that neither move nor are repeated, such as an adjacency matrix with as many
+        rows as the batch. Positions count ``inputs`` first, then ``additional_forward_args``.
+    path_from
+        A hook point whose tensor moves instead of the inputs, such as a token embedding. All calls of a module that
+        runs several times move, unless one is named (``"shared#0"``: the encoder's, where a decoder shares the
+        embedding). Where the inputs hold integers only, it is the model's ``get_input_embeddings()`` (of an
+        encoder-decoder model the encoder's), or its only ``nn.Embedding``.
     rtol, atol
         An example is done when the estimated ``Σ|error|`` of every layer is at most ``rtol · Σ|C| + atol``. None is
         1e-2 unless ``n_steps`` is given.
@@ -139,6 +157,8 @@ def total_conductance(
         target=target,
         baselines=baselines,
         additional_forward_args=additional_forward_args,
+        fixed=fixed,
+        path_from=path_from,
         on_train=on_train,
         most=rules.rows,
     ) as ready:

@@ -20,16 +20,17 @@ from torch import Tensor
 from conductance._reporting import settings_of, warn
 from conductance._requests import checked_rules
 from conductance._weight_layers import WeightLayers
+from conductance.arguments import Inputs
+from conductance.baselines import Baseline
 from conductance.errors import ConvergenceWarning
 from conductance.flights import Rules
 from conductance.following import LEAST
 from conductance.hooks import HookPoint, LayerSpec
-from conductance.path import Baseline, Inputs
 from conductance.quadrature import PathRule
 from conductance.replay import Rows, held_calls, packed
 from conductance.results import TotalConductance
 from conductance.running import Prepared, Run, prepared
-from conductance.targets import Target
+from conductance.targeting import Target
 from conductance.weighing import WeightSums, changes_what_it_made, products, weight_info, weight_of
 from conductance.weight_results import WeightConductance, error_of
 
@@ -45,6 +46,8 @@ def weight_conductance(
     target: Target = None,
     baselines: Baseline | list[Any] = None,
     additional_forward_args: Any = None,
+    fixed: Any = (),
+    path_from: LayerSpec = None,
     rtol: float | None = None,
     atol: float = 0.0,
     n_steps: int | None = None,
@@ -57,7 +60,7 @@ def weight_conductance(
 
     Parameters
     ----------
-    model, inputs, target, baselines, additional_forward_args
+    model, inputs, target, baselines, additional_forward_args, fixed, path_from
         As for :func:`~conductance.total.total_conductance`.
     layers
         Linear layers and convolutions (transposed ones too, and output projections that share an embedding's weight),
@@ -120,6 +123,8 @@ def weight_conductance(
         target=target,
         baselines=baselines,
         additional_forward_args=additional_forward_args,
+        fixed=fixed,
+        path_from=path_from,
         on_train=on_train,
         most=rules.rows,
     ) as ready:

@@ -1,15 +1,18 @@
 """Taps on a model: name the tensors inside it, list them, and receive their activations and gradients."""
 
 from conductance.hooks.capturing import Consumer, capture
-from conductance.hooks.eager import uncompiled
 from conductance.hooks.heads import AttentionPoints, attention_points
 from conductance.hooks.holding import hold
-from conductance.hooks.keeping import buffers_kept
 from conductance.hooks.listing import PointTable, list_points
+from conductance.hooks.naming import probe_layers
 from conductance.hooks.points import HookPoint
 from conductance.hooks.probing import PointInfo, Probe, probe
+from conductance.hooks.reached import names_run, takes_hooks
+from conductance.hooks.replacing import path_point, substitute
 from conductance.hooks.selecting import LayerSpec, Selection, select
 from conductance.hooks.structure import Edge, GraphView, edge_of
+from conductance.hooks.surroundings import undisturbed, usable_by_autograd
+from conductance.hooks.tapping import tap
 from conductance.hooks.units import producer_unit_axis
 
 __all__ = [
@@ -24,13 +27,19 @@ __all__ = [
     "Probe",
     "Selection",
     "attention_points",
-    "buffers_kept",
     "capture",
     "edge_of",
     "hold",
     "list_points",
+    "names_run",
+    "path_point",
     "probe",
+    "probe_layers",
     "producer_unit_axis",
     "select",
-    "uncompiled",
+    "substitute",
+    "takes_hooks",
+    "tap",
+    "undisturbed",
+    "usable_by_autograd",
 ]

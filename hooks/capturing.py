@@ -14,7 +14,9 @@ from torch.utils.hooks import RemovableHandle
 
 from conductance.hooks._trees import Index, inputs_again, inputs_tree, is_single, pick, replaced, tensors
 from conductance.hooks.points import HookPoint
+from conductance.hooks.reached import takes_hooks
 from conductance.hooks.selecting import LayerSpec, Selection, select
+from conductance.hooks.tapping import heard, known_taps
 
 Consumer: TypeAlias = Callable[[HookPoint, Tensor, Tensor], None]
 Side: TypeAlias = Literal["out", "in"]
@@ -40,7 +42,7 @@ class capture:
     points
         What to tap: hook points, or anything else that `select` takes. A point without a call number taps all
         calls; the second and later calls carry their number. A point whose index stops short of a tensor taps
-        all tensors below it.
+        all tensors below it. Names of taps (see `tap`) are known once they have been called.
     consumer
         Called with the point, its activation and its gradient, both detached and of the tensor's shape.
     clone
@@ -75,6 +77,8 @@ class capture:
     (['1', '0'], torch.Size([5]))
     """
 
+    _prepend = False  # whether its hooks go before those that a module has
+
     def __init__(
         self,
         model: Callable[..., Any] | Mapping[str, nn.Module],
@@ -107,7 +111,8 @@ class capture:
             raise RuntimeError(msg)
         self._thread = get_ident()
         with ExitStack() as handles:
-            if isinstance(self._root, nn.Module):
+            handles.enter_context(heard(self._modules.values()))
+            if isinstance(self._root, nn.Module) and takes_hooks(self._root):
                 handles.callback(self._root.register_forward_pre_hook(self._entered, prepend=True).remove)
             for (name, side), requests in self._requests.items():
                 handles.callback(self._register(name, side, requests).remove)
@@ -153,8 +158,8 @@ class capture:
 
         module = self._modules[name]
         if side == "in":
-            return module.register_forward_pre_hook(before, with_kwargs=True)
-        return module.register_forward_hook(after)
+            return module.register_forward_pre_hook(before, with_kwargs=True, prepend=self._prepend)
+        return module.register_forward_hook(after, prepend=self._prepend)
 
     def _tap_all(self, key: tuple[str, Side], requests: list[HookPoint], tree: Any) -> Any:
         """Tap what the requests mean in one call; the changed tree where a copy goes on, else None."""
@@ -224,7 +229,7 @@ def _selected(model: Callable[..., Any] | Mapping[str, nn.Module], points: Layer
         known = [point for point in points if isinstance(point, HookPoint) and point.module in model]
         if known and len(known) == len(points):
             return Selection({point.module: model[point.module] for point in known}, tuple(dict.fromkeys(known)))
-    return select(model, points)
+    return select(model, points, taps=known_taps())
 
 
 def _concrete(request: HookPoint, call: int, index: Index) -> HookPoint:

@@ -12,7 +12,7 @@ def test_the_examples_print_what_is_shown(capsys: pytest.CaptureFixture[str]) ->
     text = README.read_text(encoding="utf-8")
     code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     shown = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
-    assert len(code) == len(shown) == 3
+    assert len(code) == len(shown) == 5
     names: dict[str, object] = {}
     exec(compile(code[0], "README.md", "exec"), names)
     printed, expected = capsys.readouterr().out.splitlines(), shown[0].splitlines()
@@ -28,3 +28,12 @@ def test_the_examples_print_what_is_shown(capsys: pytest.CaptureFixture[str]) ->
     assert [line.split()[:3] for line in printed[6:]] == [line.split()[:3] for line in expected[6:]]
     exec(compile(code[2], "README.md", "exec"), names)
     assert capsys.readouterr().out == shown[2]
+    exec(compile(code[3], "README.md", "exec"), names)
+    printed, expected = capsys.readouterr().out.splitlines(), shown[3].splitlines()
+    assert [line.split(" ['")[0] for line in printed] == [line.split(" ['")[0] for line in expected]
+    changes = [
+        [float(number) for line in lines for number in re.findall(r"'(.*?)'", line)] for lines in (printed, expected)
+    ]
+    assert changes[0] == pytest.approx(changes[1], abs=0.3)
+    exec(compile(code[4], "README.md", "exec"), names)
+    assert capsys.readouterr().out == shown[4]

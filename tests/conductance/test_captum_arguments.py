@@ -160,10 +160,12 @@ def test_n_steps_is_the_most_points_of_a_path() -> None:
         seen.clear()
         found = LayerConductance(model, model[2]).attribute(X, target=0, n_steps=n_steps)  # type: ignore[index]
         errors.append(float((found - exact).abs().sum() / exact.abs().sum()))
-        assert sum(seen) <= 3 * n_steps + 3 * 2 + 2 + 5  # the model is tried, and the true ends are run forward
+        assert (
+            sum(seen) <= 3 * n_steps + 3 * 2 + 20
+        )  # the model is tried, true ends are run forward, zeros are looked into
         seen.clear()
         NeuronConductance(model, model[2]).attribute(X, 1, target=0, n_steps=n_steps)  # type: ignore[index]
-        assert sum(seen) <= 2 * 3 * n_steps + 3 * 2 + 2 + 2 + 5
+        assert sum(seen) <= 2 * 3 * n_steps + 3 * 2 + 20
     assert errors[0] > 1e-2 > errors[2] > errors[3]
     assert errors[3] < 1e-9
 
@@ -260,7 +262,7 @@ def test_several_devices_are_refused() -> None:
     alone = LayerConductance(parallel, model[1], device_ids=[0]).attribute(X, target=0)
     _assert_same(alone, LayerConductance(model, model[1]).attribute(X, target=0))
     parallel.device_ids = [0, 1]
-    with pytest.raises(ValueError, match=r"forward_func is a DataParallel model on devices \[0, 1\]"):
+    with pytest.raises(TypeError, match=r"DataParallel over 2 devices.*pass model.module"):
         NeuronConductance(parallel, model[1]).attribute(X, 0, target=0)
 
 

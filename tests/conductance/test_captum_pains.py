@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from conductance.captum import LayerConductance, NeuronConductance
+from conductance.errors import ZeroConductanceWarning
 from conductance.hooks import HookPoint
 from tests.helpers import frozen, normal, seeded
 from tests.hooks.nets import Lambda
@@ -85,7 +86,8 @@ def test_layers_that_give_nested_tuples_and_heads_that_nothing_uses() -> None:
     neuron = NeuronConductance(model, model.rnn)
     through = neuron.attribute(SEQUENCE, lambda parts: parts[0][:, 6, 2], target=0)
     torch.testing.assert_close(through.sum((1, 2)), found[0][:, 6, 2])
-    assert not neuron.attribute(SEQUENCE, lambda parts: parts[1][0, :, 2], target=0).any()
+    with pytest.warns(ZeroConductanceWarning, match=r"layer 'rnn\[1\]\[0\]': the target does not use it"):
+        assert not neuron.attribute(SEQUENCE, lambda parts: parts[1][0, :, 2], target=0).any()
     with pytest.raises(ValueError, match=r"several tensors, 'rnn\[0\]', 'rnn\[1\]\[0\]'.*function of the tuple"):
         neuron.attribute(SEQUENCE, 2, target=0)
 
@@ -103,7 +105,8 @@ def test_unused_layers_need_no_grad_kwargs() -> None:
         assert found[0].shape == (3, 3)
         assert not found[0].any()
         _assert_conserved(found[1], model, X)
-        through = NeuronConductance(model, model.aux).attribute(X, 1, target=0, grad_kwargs=options)
+        with pytest.warns(ZeroConductanceWarning, match="layer 'aux': the target does not use it"):
+            through = NeuronConductance(model, model.aux).attribute(X, 1, target=0, grad_kwargs=options)
         assert through.shape == (3, 4)
         assert not through.any()
 
@@ -208,7 +211,7 @@ def test_layers_by_name_and_those_that_never_ran() -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of TorchScript itself
 def test_torchscript_is_told_that_its_layers_run_unseen() -> None:
     traced = torch.jit.trace(_mlp(), X)
-    with pytest.raises(ValueError, match="forward_func is TorchScript"):
+    with pytest.raises(TypeError, match=r"model is TorchScript.*pass the eager"):
         LayerConductance(traced, getattr(traced, "1")).attribute(X, target=0)
 
 

@@ -10,7 +10,7 @@ from captum.testing.helpers.basic_models import BasicModel_MultiLayer, BasicMode
 from torch import Tensor, nn
 
 from conductance.captum import LayerConductance, NeuronConductance
-from conductance.errors import ConvergenceWarning
+from conductance.errors import ConvergenceWarning, ZeroConductanceWarning
 from tests.helpers import CaptumToy, Function, normal, seeded
 from tests.reference import exact_piecewise_linear, literal_neuron
 
@@ -148,7 +148,9 @@ def test_inputs_at_their_baseline_have_a_gradient_too(dtype: torch.dtype) -> Non
 
 def test_an_input_that_is_its_own_baseline_has_the_plain_gradient() -> None:
     model, x, *_ = _smooth()
-    found = NeuronConductance(model, model[0], multiply_by_inputs=False).attribute(x, 2, x, target=1)  # type: ignore[index]
+    local = NeuronConductance(model, model[0], multiply_by_inputs=False)  # type: ignore[index]
+    with pytest.warns(ZeroConductanceWarning, match="nothing that moves reaches it"):  # its conductance is zero
+        found = local.attribute(x, 2, x, target=1)
     at = x.clone().requires_grad_()
     hidden = model[0](at)  # type: ignore[index]
     rest = nn.Sequential(*list(model.children())[1:])

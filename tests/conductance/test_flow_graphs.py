@@ -148,7 +148,7 @@ OPS = st.lists(st.builds(Op, st.sampled_from(KINDS), st.integers(0, 9), st.integ
 EXAMPLES = normal(3, INPUTS, seed=4)
 
 
-def check(ops: list[Op], asked: list[bool], n_steps: int, rows: int | None) -> None:
+def assert_conserved(ops: list[Op], asked: list[bool], n_steps: int, rows: int | None) -> None:
     """Wiring, conservation and balance of one network."""
     net = _built(ops)
     used = net.used()
@@ -183,7 +183,7 @@ def check(ops: list[Op], asked: list[bool], n_steps: int, rows: int | None) -> N
     OPS, st.lists(st.booleans(), min_size=16, max_size=16), st.sampled_from([2, 3, 5, 8]), st.sampled_from([None, 1, 4])
 )
 def test_random_networks(ops: list[Op], asked: list[bool], n_steps: int, rows: int | None) -> None:
-    check(ops, asked, n_steps, rows)
+    assert_conserved(ops, asked, n_steps, rows)
 
 
 @pytest.mark.slow
@@ -192,13 +192,13 @@ def test_random_networks(ops: list[Op], asked: list[bool], n_steps: int, rows: i
     OPS, st.lists(st.booleans(), min_size=16, max_size=16), st.sampled_from([2, 3, 5, 8]), st.sampled_from([None, 1, 4])
 )
 def test_many_random_networks(ops: list[Op], asked: list[bool], n_steps: int, rows: int | None) -> None:
-    check(ops, asked, n_steps, rows)
+    assert_conserved(ops, asked, n_steps, rows)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_operation(kind: str) -> None:
     """Twice each, behind and beside each other, every value asked."""
-    check([Op(kind, 0, 0), Op(kind, 1, 0), Op("add", 2, 1)], [True] * 16, 5, None)
+    assert_conserved([Op(kind, 0, 0), Op(kind, 1, 0), Op("add", 2, 1)], [True] * 16, 5, None)
 
 
 def test_calls_of_a_shared_module_are_layers_of_their_own() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from conductance.targets import target_function
+from conductance.targeting import target_function
 
 ROWS = torch.zeros(2, dtype=torch.long)
 

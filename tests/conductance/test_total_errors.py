@@ -56,7 +56,7 @@ CASES: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("target an int tensor", {"target": lambda out: out.argmax(1)}, TypeError, "target returned torch.int64"),
     ("baseline of wrong shape", {"baselines": torch.zeros(2, 5)}, ValueError, r"baseline of inputs\[0\] has shape"),
     ("baseline NaN", {"baselines": float("nan")}, ValueError, r"baseline of inputs\[0\] holds NaN"),
-    ("baseline a string", {"baselines": "zeros"}, TypeError, "baselines is a str"),
+    ("baseline of no name", {"baselines": "zero"}, ValueError, "baselines is 'zero'; expected one of 'zeros'"),
     ("no baselines", {"baselines": []}, ValueError, "baselines is an empty list"),
     ("too many baselines in a tuple", {"baselines": (0, 0)}, ValueError, "baselines is a tuple of 2"),
     ("integer inputs", {"inputs": torch.ones(2, 4, dtype=torch.long)}, ValueError, "inputs holds no floating-point"),

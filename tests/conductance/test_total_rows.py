@@ -67,7 +67,8 @@ def test_rounding_is_not_taken_for_rows_that_mix(dtype: torch.dtype) -> None:
     upcast = Lambda(lambda m, x: m.net(x).float(), net=model)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        total_conductance(upcast, normal(3, 40).to(dtype), target=0, n_steps=5)
+        found = total_conductance(upcast, normal(3, 40).to(dtype), target=0, n_steps=5)
+    assert float(found.output_change.abs().max()) > 0.01
 
 
 @pytest.mark.parametrize(("size", "batch"), [(1, 1), (3, 3), (2, 2)])
@@ -102,6 +103,24 @@ def test_a_graph_that_changes_between_calls_is_refused(how: dict[str, Any]) -> N
         options = {"n_steps": 9, "internal_batch_size": 9}
     with pytest.raises(ConductanceError, match="graph changes between calls: layer 'fc'"):
         total_conductance(net(forward), X, ["fc", "head"], target=0, **options)
+
+
+@pytest.mark.parametrize(
+    ("most", "rows"), [(None, [2, 3, 2, 1]), (3, [2, 3, 2, 1]), (2, [2, 1, 2, 1]), (1, [2, 1, 2, 1])]
+)
+def test_three_calls_try_a_model_with_two_numbers_of_rows_and_one_its_baseline(
+    most: int | None, rows: list[int]
+) -> None:
+    sizes: list[int] = []
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        output: Tensor = m.head(m.fc(x).tanh())
+        return output
+
+    total_conductance(net(forward), X, target=0, n_steps=5, internal_batch_size=most)
+    assert sizes[:4] == rows
+    assert sum(sizes[4:]) == 5 * len(X)
 
 
 def test_batch_norm_without_statistics_has_its_own_message() -> None:

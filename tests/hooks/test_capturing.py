@@ -462,7 +462,7 @@ class Wrong(Exception):
     """Raised by the user's code."""
 
 
-def raising(*_: Any) -> Any:
+def raising(*_: Any, **__: Any) -> Any:
     raise Wrong
 
 

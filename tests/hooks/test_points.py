@@ -216,8 +216,10 @@ def test_a_callable_goes_with_modules() -> None:
 
 @pytest.mark.parametrize("layers", [None, "a", nn.Linear, HookPoint("a"), ["a"]])
 def test_a_callable_has_no_names(layers: Any) -> None:
-    message = r"layers: the model is a plain callable, so its layers must be given as modules.* got "
-    given = layers[0] if isinstance(layers, list) else layers
+    message = (
+        r"layers: the model is a plain callable, so its layers must be given as modules.* or as names of taps.* got "
+    )
+    given = "a" if isinstance(layers, list | HookPoint) else layers
     with pytest.raises(ValueError, match=message + re.escape(repr(given))):
         select(lambda x: x, layers)
 

@@ -401,15 +401,15 @@ def test_the_table_lists_every_module_that_runs() -> None:
     assert isinstance(table, PointTable)
     lines = [line.split() for line in repr(table).splitlines()]
     assert lines == [
-        ["name", "class", "calls", "shape", "unit", "axis", "cut"],
-        ["lstm[0]", "LSTM", "1", "6×5×4", "2", "no"],
-        ["lstm[1][0]", "LSTM", "1", "1×6×4", "2", "unused"],
-        ["lstm[1][1]", "LSTM", "1", "1×6×4", "2", "unused"],
-        ["b.0", "Linear", "1", "6×2", "1", "no"],
-        ["b.1", "Tanh", "1", "6×2", "1", "no"],
-        ["b", "Sequential", "1", "6×2", "1", "no"],
-        ["c", "Linear", "1", "6×2", "1", "no"],
-        ["(model)", "Lambda", "1", "6×2", "1", "yes"],
+        ["name", "class", "calls", "shape", "batch", "axis", "unit", "axis", "cut"],
+        ["lstm[0]", "LSTM", "1", "6×5×4", "0", "2", "no"],
+        ["lstm[1][0]", "LSTM", "1", "1×6×4", "1", "2", "unused"],
+        ["lstm[1][1]", "LSTM", "1", "1×6×4", "1", "2", "unused"],
+        ["b.0", "Linear", "1", "6×2", "0", "1", "no"],
+        ["b.1", "Tanh", "1", "6×2", "0", "1", "no"],
+        ["b", "Sequential", "1", "6×2", "0", "1", "no"],
+        ["c", "Linear", "1", "6×2", "0", "1", "no"],
+        ["(model)", "Lambda", "1", "6×2", "0", "1", "yes"],
     ]
 
 
@@ -542,9 +542,8 @@ def test_a_buffer_that_is_replaced_comes_back_and_inputs_changed_in_place_too() 
             "target: the output has no tensor of floating-point",
         ),
         ({"path_from": "never"}, ValueError, "path_from: 'never' never ran"),
-        ({"path_from": "a:in"}, ValueError, "path_from: expected one point at a module's output, got 'a:in'"),
-        ({"path_from": ["a", "never"]}, ValueError, "path_from: expected one point"),
-        ({"path_from": "zzz"}, ValueError, "no module named 'zzz'"),
+        ({"path_from": ["a", "never"]}, ValueError, "path_from: expected one hook point"),
+        ({"path_from": "zzz"}, ValueError, "path_from: no module named 'zzz'"),
     ],
 )
 def test_errors_of_the_listing(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
