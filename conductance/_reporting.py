@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from conductance.flights import Rules
 from conductance.results import TotalConductance
 from conductance.running import Prepared
 from conductance.targeting import OutputTarget
+
+#: Set where no tolerance was asked, so that none can be missed.
+unwarned: ContextVar[bool] = ContextVar("unwarned", default=False)
 
 
 def settings_of(ready: Prepared, rules: Rules, n_steps: int | None, target: Any, baselines: Any) -> dict[str, Any]:
@@ -48,7 +52,7 @@ def _described(value: Any) -> Any:
 def warn(result: TotalConductance, rules: Rules, n_steps: int | None) -> None:
     """Say which examples missed the tolerance, by how much, why, and what to do; not for a fixed budget."""
     bad = [n for n, good in enumerate(result.converged.tolist()) if not good]
-    if not bad or n_steps is not None:
+    if not bad or n_steps is not None or unwarned.get():
         return
     kinds = {kind: sum(result.status[n] == kind for n in bad) for kind in dict.fromkeys(result.status[n] for n in bad)}
     known = [n for n in bad if result.status[n] != "interrupted"]
