@@ -6,7 +6,7 @@ Which internal units carry a prediction, from which inputs, and how sure is that
 from conductance import hooks, targets
 from conductance.attention import AttentionConductance, attention_conductance
 from conductance.dictionary import dictionary_conductance
-from conductance.errors import ConductanceError, ConvergenceWarning
+from conductance.errors import ConductanceError, ConvergenceWarning, ZeroConductanceWarning
 from conductance.flow import conductance_flow
 from conductance.flow_results import ConductanceFlow
 from conductance.loading import load
@@ -26,6 +26,7 @@ __all__ = [
     "NeuronConductance",
     "TotalConductance",
     "WeightConductance",
+    "ZeroConductanceWarning",
     "attention_conductance",
     "concatenate",
     "conductance_flow",

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from conductance._findings import findings_of
 from conductance.errors import ConvergenceWarning
 from conductance.flights import Rules
 from conductance.results import TotalConductance
@@ -66,6 +67,8 @@ def warn(result: TotalConductance, rules: Rules, n_steps: int | None) -> None:
         "precision": "rounding hides the rest: use float64 or a larger rtol",
         "interrupted": "the run was interrupted",
     }
+    if any(not one.layers for one in findings_of(result.settings.get("diagnosis"))):
+        advice["gradient"] = "the target as a whole is to blame: see .diagnosis"
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     warnings.warn(
         f"{len(bad)} of {len(result.status)} examples did not converge to rtol={rules.rtol:g} ({counts}); "

@@ -115,14 +115,10 @@ def usable_points(found: Probe, named: set[str]) -> tuple[list[PointInfo], list[
     unusable = dict.fromkeys(found.never_run, "never ran in a forward pass, or gave no floating-point tensor")
     points = []
     for info in found.points:
-        axis = info.point.batch_axis
-        if axis < len(info.shape) and info.shape[axis] == PROBED:
-            points.append(info)
+        if info.unbatched:
+            unusable[info.name] = info.unbatched
         else:
-            unusable[info.name] = (
-                f"gave shape {info.shape} for {PROBED} rows: its axis {axis} is not the batch (another one: "
-                "HookPoint(…, batch_axis=…))"
-            )
+            points.append(info)
     bad = [name for name in unusable if name in named or not points]
     if bad:
         told = "; ".join(f"{name!r}, which {unusable[name]}" for name in bad[:5])

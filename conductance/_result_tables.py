@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from conductance._findings import findings_of
 from conductance._result_layers import counted, wide
 
 if TYPE_CHECKING:
@@ -19,11 +20,17 @@ if TYPE_CHECKING:
 def to_text(result: "TotalConductance") -> str:
     """One line: sizes, cost and worst error."""
     worst = float(torch.tensor([_worst(error) for error in result.error.values()]).max())
+    causes = dict.fromkeys(one.cause for one in findings_of(result.settings.get("diagnosis")))
     return (
         f"TotalConductance({counted(len(result), 'layer')}, {counted(len(result.status), 'example')}, "
         f"{int(result.converged.sum())} converged, median {_median(result.evaluations)} evaluations, "
-        f"worst error {worst:.1e})"
+        f"worst error {worst:.1e}{''.join(f', {cause}' for cause in causes)})"
     )
+
+
+def diagnosis(result: "TotalConductance") -> tuple[str, ...]:
+    """Sentences of the causes of zeros."""
+    return tuple(str(one) for one in findings_of(result.settings.get("diagnosis")))
 
 
 def to_dataframe(result: "TotalConductance", layer: str | None) -> "pd.DataFrame":
@@ -70,7 +77,9 @@ def to_html(result: "TotalConductance") -> str:
         numbers = (row["units"], f"{row['conductance']:.4g}", coverage, f"{row['error']:.1e}")
         cells = (row["layer"], row["type"], *numbers)
         lines.append("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells) + "</tr>")
-    return "\n".join([*lines, "</table>"])
+    lines.append("</table>")
+    lines += [f"<p>{html.escape(text)}</p>" for text in diagnosis(result)]
+    return "\n".join(lines)
 
 
 def _rows(result: "TotalConductance") -> list[dict[str, Any]]:

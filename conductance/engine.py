@@ -7,8 +7,7 @@ of the quantity that is computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from conductance.errors import ConductanceError
-from conductance.hooks import HookPoint, PointInfo, buffers_kept, capture, hold, uncompiled
+from conductance.hooks import HookPoint, PointInfo, capture, hold
 from conductance.path import Rows, StraightPath
 from conductance.sums import wide_dtype
 from conductance.targeting import TargetFunction
@@ -162,8 +161,7 @@ class Engine:
                     "depends on its data, so that rows differ in what they run; leave the layer out"
                 )
             axis = point.batch_axis
-            if activation.shape[axis] != ran:
-                raise _not_rows(point, activation, ran)
+            _check_rows_of(self.points[number], activation, ran)
             hand_over(number, activation.movedim(axis, 0), gradient.movedim(axis, 0))
 
         with capture(self.modules, list(self._numbers), deliver, clone=self._clone):
@@ -230,8 +228,8 @@ class Engine:
         check_rows(output, len(which))
         tensors = [held.tensors.get(info.point) for info in self.points]
         for info, tensor in zip(self.points, tensors, strict=True):
-            if tensor is not None and tensor.shape[info.point.batch_axis] != len(which):
-                raise _not_rows(info.point, tensor, len(which))
+            if tensor is not None:
+                _check_rows_of(info, tensor, len(which))
         return Held(output, tensors, rows.leaves, self.path.directions(which))
 
     def _rows(
@@ -304,41 +302,20 @@ def non_finite(engine: Engine, paths: NDArray[np.int64], alphas: NDArray[np.floa
     )
 
 
-def _not_rows(point: HookPoint, activation: Tensor, rows: int) -> ConductanceError:
-    return ConductanceError(
-        f"layer {point.name!r} gave a tensor of shape {tuple(activation.shape)} for {rows} rows: its axis "
-        f"{point.batch_axis} is not the batch, so its values cannot be told apart by example; leave this layer out, or "
-        "give HookPoint(…, batch_axis=…)"
+def _check_rows_of(info: PointInfo, tensor: Tensor, rows: int) -> None:
+    """Refuse a tensor that has another shape than the one of the first call, up to the number of rows."""
+    axis = info.point.batch_axis
+    expected = (*info.shape[:axis], rows, *info.shape[axis + 1 :])
+    if tuple(tensor.shape) == expected:
+        return
+    raise ConductanceError(
+        f"layer {info.name!r} gave a tensor of shape {tuple(tensor.shape)} for {rows} rows, where {expected} was "
+        "expected: its shape depends on what the rows hold, so that its values cannot be told apart by example "
+        "(sequences padded to the longest of a call: give pad_packed_sequence a total_length; tokens sorted by "
+        "expert); leave this layer out"
     )
 
 
 def _on_host(values: Tensor) -> NDArray[np.float64]:
     result: NDArray[np.float64] = values.detach().to("cpu").double().numpy()
     return result
-
-
-@contextmanager
-def undisturbed(model: Callable[..., Any], modules: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Run a model for its gradients and leave it as it came.
-
-    Parameters need no gradient meanwhile (less is stored); random state and buffers are put back; works inside
-    ``no_grad`` and ``inference_mode``; what is compiled runs eagerly, for compiled code passes by hooks.
-    """
-    roots = [model] if isinstance(model, nn.Module) else list(modules.values())
-    parameters = {p for root in roots for p in root.parameters() if p.requires_grad and not p.is_inference()}
-    every = {module for root in roots for module in root.modules()}
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        torch.random.fork_rng(devices),
-        buffers_kept(every),
-        uncompiled(),
-    ):
-        try:
-            for parameter in parameters:
-                parameter.requires_grad_(False)
-            yield
-        finally:
-            for parameter in parameters:
-                parameter.requires_grad_(True)

@@ -21,6 +21,14 @@ class ConvergenceWarning(UserWarning):
     """
 
 
+class ZeroConductanceWarning(UserWarning):
+    """Some example has no conductance in any of the layers asked; the message names the cause and the way out.
+
+    Saturated probabilities, a target that does not change, a gradient cut by a detach, layers that do not move or that
+    the target does not use. The result has it in ``diagnosis`` too, and also for single layers, where nothing warns.
+    """
+
+
 class UnknownLayerError(KeyError):
     """No layer of this name; says which names come nearest.
 

@@ -18,9 +18,9 @@ from conductance import quadrature
 from conductance.collecting import Collector, Finished
 from conductance.ends import end_gaps, jumps_at_ends, true_outputs
 from conductance.engine import Engine, Nodes, check_finite, non_finite
-from conductance.flights import ROUNDINGS, Rules
+from conductance.flights import ROUNDINGS, Rules, carried
 from conductance.panels import Floats
-from conductance.sums import RunningSums, Workspace, blocks, work_dtype
+from conductance.sums import RunningSums, Workspace, blocks, wide_dtype, work_dtype
 
 
 class FixedRule:
@@ -71,6 +71,7 @@ class FixedRule:
         self._matrices: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
         self.nodes = ends[0] + (ends[1] - ends[0]) * quadrature.fixed_nodes(n_steps, kinked=kinked)
         self.workspace = Workspace()
+        self._magnitude: list[Tensor] = []
         self._rules: dict[int, quadrature.PathRule] | None = None
 
     def keep_rules(self) -> dict[int, quadrature.PathRule]:
@@ -90,6 +91,10 @@ class FixedRule:
         each = self.engine.path.per_example
         for first in range(wanted.start, wanted.stop, self._flights):
             examples = range(first, min(first + self._flights, wanted.stop))
+            self._magnitude = [
+                torch.zeros(len(examples) * each, dtype=wide_dtype(layout.device), device=layout.device)
+                for layout in self.sums.layouts
+            ]
             inner = np.zeros((len(examples) * each, 2))
             leaf = np.zeros(len(examples) * each)
             self._paths(first * each, len(examples) * each, inner, leaf)
@@ -129,6 +134,12 @@ class FixedRule:
             outputs[slots, 0], outputs[slots, 1] = f[:, 0], f[:, -1]
             leaf[slots] = s @ self._weights()
 
+    def note(self, point: int, first: int, activation: Tensor, gradient: Tensor) -> None:
+        """Note ``Σ|v||y|`` of an end of some paths, ``(paths, elements)`` each, which rounding is proportional to."""
+        kept = self._magnitude[point][first : first + len(activation)]
+        products = activation.to(work_dtype(activation.dtype)) * gradient
+        torch.maximum(kept, products.abs().sum(1).to(kept.dtype), out=kept)
+
     def _stop(self, begin: int, total: int) -> int:
         """Where the next call of a path ends: at the end of a panel if one fits, so that little is carried."""
         rows = self.rules.rows
@@ -166,11 +177,14 @@ class FixedRule:
         check_finite(self.engine.points, summary.scale)
         layers = len(self.engine.points)
         each = self.engine.path.per_example
+        magnitude = np.stack([kept.reshape(len(examples), each).mean(1).cpu().numpy() for kept in self._magnitude], 1)
         cuts = np.array([bool(info.is_cut) for info in self.engine.points])
         for slot, example in enumerate(examples):
             start, end = outputs[slot]
             cut_off = self.ends[0] + (1.0 - self.ends[1])
-            floor = (ROUNDINGS * self.precision[:layers] + cut_off) * summary.scale[slot, :layers]
+            size = np.where(summary.scale[slot] > 0, summary.scale[slot] + magnitude[slot], 0.0)
+            floor = carried(ROUNDINGS * self.precision * size, cuts)[:layers] + cut_off * summary.scale[slot, :layers]
+            floor[summary.scale[slot, :layers] == 0] = 0.0  # what does not move has no rounding either
             factor = np.full(len(self.sums.layouts), 1.0 if self.kinked or len(self.panels) > 1 else 0.5)
             missed = np.where(cuts, np.abs(summary.total[slot, :layers] - float(leaf[slot, 0])), 0.0)
             error = np.maximum(summary.estimate[slot, :layers] * factor[:layers], missed) + floor
@@ -205,6 +219,10 @@ class _Pieces:
     def __call__(self, point: int, activation: Tensor, gradient: Tensor) -> None:
         """Reduce the panels that these rows complete."""
         y, v = (t.reshape(self.count, len(t) // self.count, -1) for t in (activation, gradient))
+        if self.begin == 0:
+            self.rule.note(point, self.first, y[:, 0], v[:, 0])
+        if self.stop == len(self.rule.nodes):
+            self.rule.note(point, self.first, y[:, -1], v[:, -1])
         parts = [(y, v)]
         first = self.begin
         if point in self._carried:

@@ -13,6 +13,19 @@ from conductance.panels import Floats, Work
 ROUNDINGS = 4.0
 
 
+def carried(rounding: Floats, cuts: NDArray[np.bool_]) -> Floats:
+    """Rounding errors of points ``(points,)``, leaves last: those of the leaves and of earlier cuts reach a cut too.
+
+    Examples
+    --------
+    >>> carried(np.array([3.0, 1.0, 2.0, 0.5]), np.array([True, False, True])).tolist()
+    [3.0, 1.0, 3.0, 0.5]
+    """
+    result, at = rounding.copy(), np.flatnonzero(cuts)
+    result[at] = np.maximum.accumulate(np.maximum(rounding[at], rounding[len(cuts) :].sum()))
+    return result
+
+
 @dataclass(frozen=True)
 class Rules:
     """What the user asked.

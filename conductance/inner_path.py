@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from conductance._failing import raise_failed
 from conductance.arguments import Arguments, Key, is_integer, is_moving, repeated
 from conductance.baselines import Baseline, named_keys, starts_of
 from conductance.errors import ConductanceError
@@ -91,8 +92,17 @@ class InnerPath(StraightPath):
             entries = {key: repeated(value, examples, self._examples) for key, value in given.items()}
             args, kwargs = self.arguments.call(examples, self._examples, entries)
             parts.append({})
-            with torch.no_grad(), substitute(self._modules, tuple(dict.fromkeys(points)), record):
-                self._model(*args, **kwargs)
+            try:
+                with torch.no_grad(), substitute(self._modules, tuple(dict.fromkeys(points)), record):
+                    self._model(*args, **kwargs)
+            except ValueError as error:
+                if str(error).startswith(f"{self._points[0].name}:"):
+                    raise ValueError(f"path_from: {error}") from None
+                raise
+            except Exception as error:
+                names = [*given] or [key for key in self.arguments.entries if key in self.arguments.candidates]
+                told = "baselines gave token ids for" if given else "inputs are"
+                raise_failed(error, f"{told} {', '.join(f'inputs[{key!r}]' for key in names)}")
             if parts[-1].keys() != parts[0].keys():
                 raise _changing(self._points[0].name)
         if not parts[0]:

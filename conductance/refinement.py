@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from conductance.collecting import Collector, Finished
 from conductance.ends import Jump, end_gaps, jumps_at_ends, true_outputs
 from conductance.engine import Engine, check_finite, non_finite
-from conductance.flights import ROUNDINGS, Figures, Flight, Rules
+from conductance.flights import ROUNDINGS, Figures, Flight, Rules, carried
 from conductance.panels import Evaluated, Floats, Scheme, Work, main_share
 from conductance.quadrature import PathRule
 from conductance.store import Call
@@ -274,7 +274,7 @@ class Refinement:
         limit = SPREAD * self.scheme.limit(slots)[layers] / self._paths
         magnitude = np.mean([self.scheme.magnitude(slot) for slot in slots], axis=0)
         cut_off = flight.ends[0] + (1.0 - flight.ends[1])  # the path is shorter by this much
-        rounding = ROUNDINGS * self.precision * magnitude
+        rounding = carried(ROUNDINGS * self.precision * magnitude, self._cuts)
         floor = rounding + cut_off * magnitude
         leaf_total = float(summary.total[row, self._layers :].sum())
         change = leaf_total + residual

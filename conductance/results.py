@@ -47,7 +47,8 @@ class TotalConductance(Mapping[str, Tensor]):
     Parameters
     ----------
     conductance
-        Per hook point ``(batch, *layer shape)``: signed and detached. ``total[name]`` is the same tensor.
+        Per hook point ``(batch, *layer shape)``: signed and detached, on the layer's device, in float64 where the
+        layer's tensor is and else in float32. ``total[name]`` is the same tensor.
     unit_error
         Per hook point ``(batch, units)``: estimated absolute error of `per_unit`.
     error
@@ -208,6 +209,14 @@ class TotalConductance(Mapping[str, Tensor]):
         size = self.output_change.abs()
         absolute = {layer: self[layer].to(size).abs().unsqueeze(1).flatten(1).sum(1) for layer in self}
         return {layer: self.error[layer].to(size) * absolute[layer] / size for layer in self}
+
+    @property
+    def diagnosis(self) -> tuple[str, ...]:
+        """Why layers have no conductance, where some have none: sentences with the cause and the way out.
+
+        Found on a few examples of the run; as in ``settings["diagnosis"]``, where their numbers stand too.
+        """
+        return _result_tables.diagnosis(self)
 
     def per_unit(self, layer: str) -> Tensor:
         """Conductance of each unit (channel, head or feature), summed over positions.

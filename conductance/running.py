@@ -22,13 +22,15 @@ from conductance.arguments import Arguments, Inputs
 from conductance.baselines import Baseline
 from conductance.collecting import Collector
 from conductance.confidence import warn_if_confident
-from conductance.engine import Change, Engine, undisturbed
+from conductance.diagnosis import diagnosed
+from conductance.engine import Change, Engine
 from conductance.errors import check_choice
 from conductance.fixed import FixedRule
 from conductance.flights import Rules
-from conductance.hooks import LayerSpec, PointInfo, Probe, Selection, select
+from conductance.hooks import LayerSpec, PointInfo, Probe, Selection, select, undisturbed, usable_by_autograd
 from conductance.inner_path import InnerPath, found_point
 from conductance.kinked import Kinked
+from conductance.obstacles import causes_named, check_not_quantised
 from conductance.path import StraightPath
 from conductance.quadrature import PathRule
 from conductance.refinement import Refinement
@@ -106,10 +108,13 @@ def prepared(
     """
     check_choice("on_train", on_train, ("error", "warn"))
     selection = select(model, layers)
+    check_not_quantised(model, selection.modules)
     noisy = check_mode(model, selection, on_train)
+    inputs, baselines, additional_forward_args = usable_by_autograd((inputs, baselines, additional_forward_args))
     arguments = Arguments(inputs, additional_forward_args, fixed)
     inner = found_point(model, arguments, path_from)
-    with undisturbed(model, {**selection.modules, **(inner.modules if inner else {})}):
+    known = {**selection.modules, **(inner.modules if inner else {})}
+    with causes_named(), undisturbed(model, known):
         path = InnerPath(model, arguments, baselines, inner, most) if inner else StraightPath(arguments, baselines)
         function = target_function(target, path.batch)
         found = tried(model, selection, path, function, most=most, warn=None if noisy else on_train == "warn")
@@ -163,6 +168,7 @@ class Run:
         sums = RunningSums(layouts + leaves, flights, per_example, wide=not few)
         precision = np.array([float(torch.finfo(layout.dtype).eps) / 2 for layout in layouts + leaves])
         ends = _ends(kinked, float(precision.max()))
+        self.diagnosis: list[dict[str, Any]] = []
         self._method: FixedRule | Refinement
         if n_steps is not None:
             self._method = FixedRule(
@@ -194,6 +200,8 @@ class Run:
                     self._method.run(bar.update, every)
                 else:
                     self._method.run(bar.update, every if examples is None else examples)
+                if examples is None:
+                    self.diagnosis = diagnosed(self.engine, self.collector, self.rows)
             except KeyboardInterrupt:
                 return True
         return False
@@ -224,7 +232,7 @@ class Run:
             evaluations=torch.as_tensor(taken.evaluations).to(device),
             converged=torch.as_tensor(taken.converged).to(device),
             spread=None if self.folded else self.spread,
-            settings=settings,
+            settings=settings | ({"diagnosis": self.diagnosis} if self.diagnosis else {}),
         )
 
     @property

@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from conductance._failing import not_rows, raise_failed, taken_for_batch, why_failing
 from conductance._requests import PROBED
 from conductance.engine import check_rows
 from conductance.errors import ConductanceError
 from conductance.hooks import Probe, Selection, probe
+from conductance.obstacles import check_not_reentrant
 from conductance.path import Rows, StraightPath
 from conductance.targeting import TargetFunction
 
@@ -57,7 +59,16 @@ def tried(
         first.append(trial.run(rows, paths))
         return first[-1]
 
-    found = probe(model, selection, run, rows.leaves)
+    # copies of the first row, in another number; not for a model whose calls are known to depend on chance
+    copies = 3 if most == 0 or most > 2 else 1
+    alone: list[Tensor] = []
+
+    def again() -> Tensor:
+        alone.append(trial.again(paths, places, [0] * copies))
+        return alone[-1]
+
+    found = probe(model, selection, run, rows.leaves, rows=PROBED, again=None if warn is None else (copies, again))
+    check_not_reentrant(found.kinked)
     if not found.gradient_flows:
         raise ConductanceError(
             "the target does not depend on the inputs through differentiable operations: the model detaches its output "
@@ -65,7 +76,7 @@ def tried(
         )
     if warn is not None:
         trial.coarsest = max((info.dtype for info in found.points), key=_eps, default=path.dtype)
-        reason = trial.impure(first[0].detach(), paths, places, most)
+        reason = trial.impure(first[0].detach(), alone[0][0], paths, places, most)
         if reason and not warn:
             raise ConductanceError(f'{reason}, or pass on_train="warn" to go on')
         if reason:
@@ -80,49 +91,56 @@ class _Trial:
         self.model, self.path, self.function = model, path, function
         self.coarsest = path.dtype
         self.size = 0.0
+        self.ran = 0  # rows of the last call that the model ran on
 
     def run(self, rows: Rows, paths: Tensor) -> Tensor:
         """F of some rows; notes the size of the output."""
+        count = len(paths)
         try:
             output = rows.through(self.model)
         except Exception as error:
-            if len(paths) != self.path.batch and (len(paths) > PROBED or self._runs_as_given()):
-                ran = self.path.batch if len(paths) == PROBED else PROBED
-                raise ConductanceError(
-                    f"the model runs on {ran} rows but not on {len(paths)} ({type(error).__name__}: {error}): it takes "
-                    "batches of one size only, while the points of the path are run in calls of any number of rows; "
-                    "give a model without a fixed batch size (x.shape[0] in place of a number)"
-                ) from error
-            raise
-        value = self.function(output, paths // self.path.per_example)
-        check_rows(value, len(paths))
+            reason = why_failing(self.model, self.path, count, self.ran * (self.ran != count), error)
+            if reason:
+                raise ConductanceError(reason) from error
+            raise_failed(error, taken_for_batch(self.path))
+        self.ran = count
+        value = self._explained(output, paths)
         for tensor in (value, output):
             if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.numel():
                 self.size = max(self.size, float(tensor.detach().abs().nan_to_num(0, 0).max()))
         return value
 
-    def _runs_as_given(self) -> bool:
-        paths = torch.arange(self.path.batch, device=self.path.device) * self.path.per_example
-        rows = self.path.rows(paths, torch.ones(len(paths), device=self.path.device))
+    def _explained(self, output: Any, paths: Tensor) -> Tensor:
+        """The target's value; an error says what was taken for the batch."""
+        value: Any = output
         try:
-            with torch.no_grad():
-                rows.through(self.model)
-        except Exception:
-            return False
-        return True
+            value = self.function(output, paths // self.path.per_example)
+            check_rows(value, len(paths))
+        except ValueError as error:
+            hint = not_rows(self.path, value, len(paths))
+            if hint:
+                raise ValueError(f"{error}{hint}") from error
+            error.add_note(taken_for_batch(self.path))
+            raise
+        explained: Tensor = value
+        return explained
 
-    def impure(self, first: Tensor, paths: Tensor, places: Tensor, most: int) -> str:
-        """Why F of a row is not a matter of that row alone; "" if it is."""
+    def again(self, paths: Tensor, places: Tensor, which: list[int]) -> Tensor:
+        """F of some of the rows."""
+        return self.run(self.path.rows(paths[which], places[which]), paths[which]).detach()
 
-        def again(which: list[int]) -> Tensor:
-            return self.run(self.path.rows(paths[which], places[which]), paths[which]).detach()
+    def impure(self, first: Tensor, beside_copies: Tensor, paths: Tensor, places: Tensor, most: int) -> str:
+        """Why F of a row is not a matter of that row alone; "" if it is.
 
-        # three copies of one row, two of the other: another number of rows is tried too
-        copies = 2 if most == 2 else 3
-        alone = again([0, 1]) if most == 1 else torch.stack([again([0] * copies)[0], again([1] * 2)[0]])
+        ``beside_copies`` is F of the first row in a call of copies of it, another number of rows than the first call's.
+        """
+        if most == 1:
+            alone = self.again(paths, places, [0, 1])
+        else:
+            alone = torch.stack([beside_copies, self.again(paths, places, [1] * 2)[0]])
         if self._same(first, alone):
             return ""
-        repeated = again([0, 1])
+        repeated = self.again(paths, places, [0, 1])
         if not self._same(first, repeated):
             return (
                 f"the model is random: the same two rows gave {_told(first)}, and then {_told(repeated)} (dropout or "
@@ -132,8 +150,8 @@ class _Trial:
         return (
             f"the rows of the model influence each other: two rows gave {_told(first)} together, and {_told(alone)} "
             "each beside copies of itself (normalising over the batch, a decision on the whole batch such as "
-            "'if x.sum() > 0'); change the model so that each row depends on itself only, pass internal_batch_size=1, "
-            "which runs each row alone"
+            f"'if x.sum() > 0'; {taken_for_batch(self.path)}); change the model so that each row depends on itself "
+            "only, pass internal_batch_size=1, which runs each row alone"
         )
 
     def _same(self, first: Tensor, second: Tensor) -> bool:

@@ -35,7 +35,10 @@ def refusal(module: nn.Module) -> str | None:
         return "has a forward of its own, so that its weight need not be what its input is multiplied with"
     weight = weight_of(module)
     if without_values(module):
-        return "has its weight on the meta device, without values; load the model first"
+        return (
+            "has its weight on the meta device, without values; load the model first (if this layer is offloaded, keep "
+            "it loaded)"
+        )
     if not weight.is_floating_point():
         return f"has a weight of {weight.dtype}, which stands for other numbers (quantised?); expected floating point"
     return None

@@ -1,16 +1,15 @@
 """Taps on a model: name the tensors inside it, list them, and receive their activations and gradients."""
 
 from conductance.hooks.capturing import Consumer, capture
-from conductance.hooks.eager import uncompiled
 from conductance.hooks.heads import AttentionPoints, attention_points
 from conductance.hooks.holding import hold
-from conductance.hooks.keeping import buffers_kept
 from conductance.hooks.listing import PointTable, list_points
 from conductance.hooks.points import HookPoint
 from conductance.hooks.probing import PointInfo, Probe, probe
 from conductance.hooks.replacing import path_point, substitute
 from conductance.hooks.selecting import LayerSpec, Selection, select
 from conductance.hooks.structure import Edge, GraphView, edge_of
+from conductance.hooks.surroundings import undisturbed, usable_by_autograd
 from conductance.hooks.units import producer_unit_axis
 
 __all__ = [
@@ -25,7 +24,6 @@ __all__ = [
     "Probe",
     "Selection",
     "attention_points",
-    "buffers_kept",
     "capture",
     "edge_of",
     "hold",
@@ -35,5 +33,6 @@ __all__ = [
     "producer_unit_axis",
     "select",
     "substitute",
-    "uncompiled",
+    "undisturbed",
+    "usable_by_autograd",
 ]

@@ -5,16 +5,18 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from threading import get_ident
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
-from conductance.hooks._trees import Index, inputs_again, inputs_tree, is_single, replaced, tensors
+from conductance.hooks._trees import Index, inputs_again, inputs_tree, is_single, pick, replaced, tensors
 from conductance.hooks.capturing import Side, in_backward
 from conductance.hooks.selecting import Selection
 from conductance.hooks.structure import Edge, edge_of
 
+T = TypeVar("T")
 Place: TypeAlias = tuple[str, Side, int, Index]
 
 
@@ -26,6 +28,7 @@ class Seen:
     version: int
     edge: Edge | None
     is_view: bool
+    is_packed: bool
 
 
 class Recorder:
@@ -48,7 +51,7 @@ class Recorder:
         self.calls: Counter[tuple[str, Side]] = Counter()
         self.thread = get_ident()
 
-    def record(self, run: Callable[[], Tensor | None]) -> Tensor | None:
+    def record(self, run: Callable[[], T]) -> T:
         """Run, and note what passes; calls are counted anew each time the model is entered."""
         with ExitStack() as handles, torch.enable_grad():
             if isinstance(self.root, nn.Module):
@@ -104,5 +107,6 @@ class Recorder:
                 tensor = tensor.clone()
                 changed = replaced(tree if changed is None else changed, index, tensor)
             edge = edge_of(tensor) if tensor.requires_grad else None
-            self.seen[place] = Seen(tensor.detach(), tensor._version, edge, tensor._is_view())
+            packed = bool(index) and isinstance(pick(tree, index[:-1]), PackedSequence)
+            self.seen[place] = Seen(tensor.detach(), tensor._version, edge, tensor._is_view(), packed)
         return changed

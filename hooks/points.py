@@ -40,7 +40,7 @@ class HookPoint:
     side
         ``"out"`` or ``"in"``.
     batch_axis
-        Axis of the examples.
+        Axis of the examples; 0 where it is to be found by the number of rows of two runs.
     unit_axis
         Axis of the units, counted with the batch axis; `None` takes it from the module or its producer.
     unit_groups

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from conductance.hooks._recording import Place, Recorder, Seen
 from conductance.hooks._trees import written
+from conductance.hooks.batching import PACKED, Sizes, examples_axis, module_batch_axis
 from conductance.hooks.points import HookPoint
 from conductance.hooks.selecting import Selection
 from conductance.hooks.structure import Edge, GraphView
-from conductance.hooks.units import module_batch_axis, module_unit_axis, producer_unit_axis
+from conductance.hooks.units import beside, module_unit_axis, producer_unit_axis
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class PointInfo:
     ----------
     point
         The concrete point: its call is set if the module ran more than once, its index if the output is not a
-        bare tensor, its unit axis always (not negative).
+        bare tensor, its axes of examples and units always (not negative).
     module_type
         Class of the module.
     calls
@@ -41,6 +42,8 @@ class PointInfo:
         Whether the tensor depends on a leaf.
     in_place
         Whether the model modifies the tensor in place after the tap, so that a capture must clone it.
+    unbatched
+        Why its values cannot be told apart by example; empty where they can, or where it was not asked.
     """
 
     point: HookPoint
@@ -54,6 +57,7 @@ class PointInfo:
     used: bool
     moves: bool
     in_place: bool
+    unbatched: str = ""
 
     @property
     def name(self) -> str:
@@ -88,6 +92,9 @@ def probe(
     selection: Selection,
     run: Callable[[], Tensor | None],
     leaves: Sequence[Tensor],
+    *,
+    rows: int | None = None,
+    again: tuple[int, Callable[[], object]] | None = None,
 ) -> Probe:
     """Run a model once with the selected modules tapped, and ask its autograd graph.
 
@@ -102,6 +109,11 @@ def probe(
         Called a second time only where a tapped view is modified in place.
     leaves
         The tensors that move; they require grad. Read after the run, so that a run may add to a list of them.
+    rows
+        Rows of `run`, to say which tensors have an axis of the examples; None where it is not asked.
+    again
+        Another number of rows, and what runs the model on them: the axis whose size follows the rows is the
+        axis of the examples. Without, it is taken from the class of the module.
 
     Returns
     -------
@@ -128,15 +140,35 @@ def probe(
     views = {place for place in moved if recorder.seen[place].is_view}
     if views and target is not None:
         second = Recorder(model, selection, copied=views)
-        again = second.record(run)
-        if again is not None and _same(target, again):
-            recorder, target = second, again
+        repeated = second.record(run)
+        if repeated is not None and _same(target, repeated):
+            recorder, target = second, repeated
         else:
             moved -= views
     view = GraphView(target, list(leaves))
     wanted, never_run = _match(selection, recorder)
-    infos = tuple(_info(place, request, recorder, view, place in moved) for place, request in wanted.items())
+    sizes = _sizes(recorder, rows, again, Recorder(model, selection))
+    infos = tuple(
+        _info(place, request, recorder, view, place in moved, sizes.get(place)) for place, request in wanted.items()
+    )
     return Probe(infos, never_run, view.kinked_operators(), view.gradient_flows)
+
+
+def _sizes(
+    recorder: Recorder, rows: int | None, again: tuple[int, Callable[[], object]] | None, other: Recorder
+) -> dict[Place, Sizes]:
+    """Shapes of all tensors for the rows of the run, and for another number of them."""
+    if rows is None:
+        return {}
+    shapes: dict[Place, tuple[int, ...]] = {}
+    if again is not None:
+        other.record(again[1])
+        alike = {key for key, calls in recorder.calls.items() if other.calls[key] == calls}
+        shapes = {place: tuple(seen.alias.shape) for place, seen in other.seen.items() if place[:2] in alike}
+    others = None if again is None else again[0]
+    return {
+        place: Sizes(tuple(seen.alias.shape), rows, shapes.get(place), others) for place, seen in recorder.seen.items()
+    }
 
 
 def _same(first: Tensor, second: Tensor) -> bool:
@@ -192,18 +224,25 @@ def _refuse_what_does_not_exist(request: HookPoint, recorder: Recorder) -> None:
         raise ValueError(msg)
 
 
-def _info(place: Place, request: HookPoint, recorder: Recorder, view: GraphView, in_place: bool) -> PointInfo:
+def _info(
+    place: Place, request: HookPoint, recorder: Recorder, view: GraphView, in_place: bool, sizes: Sizes | None
+) -> PointInfo:
     name, side, call, index = place
     seen = recorder.seen[place]
     module = recorder.modules[name]
     calls = recorder.calls[name, side]
     shape = tuple(seen.alias.shape)
+    batch, unbatched = module_batch_axis(module, side, index, len(shape)), ""
+    if sizes is not None:
+        batch, unbatched = examples_axis(sizes, request.batch_axis, batch)
+    elif request.batch_axis:
+        batch = request.batch_axis % max(1, len(shape))
     point = replace(
         request,
         call=call if calls > 1 else None,
         index=index,
-        batch_axis=request.batch_axis or module_batch_axis(module, side, index, len(shape)),
-        unit_axis=_unit_axis(request, module, seen, place),
+        batch_axis=batch,
+        unit_axis=_unit_axis(request, module, seen, batch),
     )
     _check_groups(point, shape)
     edges = [e for other in recorder.siblings(place) if (e := recorder.seen[other].edge) is not None]
@@ -219,6 +258,7 @@ def _info(place: Place, request: HookPoint, recorder: Recorder, view: GraphView,
         used=seen.edge is not None and view.reaches_output(seen.edge),
         moves=seen.edge is not None and view.reached_from_leaf(seen.edge),
         in_place=in_place,
+        unbatched=PACKED if seen.is_packed else unbatched,
     )
 
 
@@ -226,7 +266,7 @@ def _cut(view: GraphView, edges: Sequence[Edge]) -> bool | None:
     return view.is_cut(edges) if view.gradient_flows else None
 
 
-def _unit_axis(request: HookPoint, module: nn.Module, seen: Seen, place: Place) -> int:
+def _unit_axis(request: HookPoint, module: nn.Module, seen: Seen, batch: int) -> int:
     ndim = seen.alias.ndim
     if request.unit_axis is not None:
         if not -ndim <= request.unit_axis < ndim:
@@ -235,7 +275,6 @@ def _unit_axis(request: HookPoint, module: nn.Module, seen: Seen, place: Place) 
                 f"axes: {tuple(seen.alias.shape)}"
             )
             raise ValueError(msg)
-        batch = request.batch_axis or module_batch_axis(module, place[1], place[3], ndim)
         if ndim > 1 and request.unit_axis % ndim == batch % ndim:
             msg = (
                 f"layers: {request.name!r} has unit_axis={request.unit_axis}, the axis of the examples (batch_axis="
@@ -244,7 +283,8 @@ def _unit_axis(request: HookPoint, module: nn.Module, seen: Seen, place: Place) 
             raise ValueError(msg)
         return request.unit_axis % ndim
     by_class = module_unit_axis(module, ndim)
-    return producer_unit_axis(seen.edge, ndim) if by_class is None else by_class
+    axis = producer_unit_axis(seen.edge, ndim) if by_class is None else by_class
+    return beside(batch, ndim) if axis == batch else axis
 
 
 def _check_groups(point: HookPoint, shape: tuple[int, ...]) -> None:

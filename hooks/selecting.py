@@ -2,6 +2,7 @@
 
 import difflib
 import fnmatch
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import nn
 
+from conductance.hooks.hookable import check_hookable, check_hookable_modules, is_scripted
 from conductance.hooks.points import HookPoint
 
 if TYPE_CHECKING:
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 LayerSpec: TypeAlias = "str | nn.Module | type[nn.Module] | HookPoint | PointInfo | Sequence[LayerSpec] | None"
 
+#: What torch.compile puts into the names of the modules below it.
+_COMPILED = re.compile(r"(?<![^.])_orig_mod\.")
 _LISTING = "hooks.list_points(model, inputs) lists what can be tapped"
 
 
@@ -60,7 +64,12 @@ def select(model: Callable[..., Any] | Mapping[str, nn.Module], layers: LayerSpe
     ValueError
         Nothing in the model answers to the request.
     TypeError
-        The request is none of the above.
+        The request is none of the above, or hooks cannot look into the model (TorchScript, an exported program,
+        ``DataParallel`` over several devices); the message says what to pass instead.
+
+    Notes
+    -----
+    What ``torch.compile`` wrapped goes by the names of the module inside; those with ``_orig_mod`` are known too.
 
     Examples
     --------
@@ -70,6 +79,7 @@ def select(model: Callable[..., Any] | Mapping[str, nn.Module], layers: LayerSpe
     >>> [point.name for point in select(model, [nn.Linear, "1:in"]).points]
     ['0', '1:in', '2']
     """
+    check_hookable(model)
     directory = _Directory.of(model, layers)
     found = dict.fromkeys(directory.find(layers))
     by_name: dict[str, HookPoint] = {}
@@ -79,7 +89,17 @@ def select(model: Callable[..., Any] | Mapping[str, nn.Module], layers: LayerSpe
             raise ValueError(msg)
     order = {name: position for position, name in enumerate(directory.modules)}
     points = tuple(sorted(found, key=lambda point: order[point.module]))
-    return Selection({point.module: directory.modules[point.module] for point in points}, points)
+    modules = {point.module: directory.modules[point.module] for point in points}
+    check_hookable_modules(modules.items())
+    return Selection(modules, points)
+
+
+def select_all(model: nn.Module) -> Selection:
+    """Find every module of a model that takes hooks, itself too, each at its output."""
+    check_hookable(model)
+    modules = _Directory(model.named_modules(), complete=True).modules
+    taken = {name: module for name, module in modules.items() if not is_scripted(module)}
+    return Selection(taken, tuple(map(HookPoint, taken)))
 
 
 class _Directory:
@@ -91,10 +111,11 @@ class _Directory:
         self.complete = complete
         names: dict[nn.Module, str] = {}
         for name, module in named:
+            plain = _COMPILED.sub("", name)
             if module not in names:
-                names[module] = name
-                self.modules[name] = module
-            self.first_name[name] = names[module]
+                names[module] = plain
+                self.modules[plain] = module
+            self.first_name[name] = self.first_name[plain] = names[module]
         self.name_of = names
 
     @classmethod
@@ -135,7 +156,7 @@ class _Directory:
 
     def _leaves(self) -> Iterator[HookPoint]:
         for name, module in self.modules.items():
-            if next(module.children(), None) is None:
+            if next(module.children(), None) is None and not is_scripted(module):
                 yield HookPoint(name)
 
     def _named(self, text: str) -> Iterator[HookPoint]:

@@ -84,6 +84,22 @@ def producer_unit_axis(edge: Edge | None, ndim: int) -> int:
     return ndim - 1 if ndim in (1, 3) else min(1, max(ndim - 1, 0))
 
 
+def beside(batch: int, ndim: int) -> int:
+    """Give the unit axis by the number of axes where nothing else tells it, the examples on an axis of their own.
+
+    The one after the examples for four axes or more, the last other one for fewer.
+
+    Examples
+    --------
+    >>> beside(1, 5), beside(1, 3), beside(1, 2), beside(0, 2)
+    (2, 2, 0, 1)
+    """
+    others = [axis for axis in range(ndim) if axis != batch]
+    if not others:
+        return 0
+    return batch + 1 if ndim >= 4 and batch + 1 < ndim else others[-1]
+
+
 def _inherited(edge: Edge) -> int | None:
     """Walk back to the operator that made the units, first inputs first, and carry its axis forward again."""
     after: dict[Edge, Edge | None] = {edge: None}
@@ -156,25 +172,3 @@ def _shape(edge: Edge) -> tuple[int, ...]:
     """Give the shape of the tensor at an edge, as autograd has noted it; empty where it has not."""
     metadata = getattr(edge[0], "_input_metadata", ())
     return tuple(metadata[edge[1]].shape) if edge[1] < len(metadata) else ()
-
-
-def module_batch_axis(module: nn.Module, side: str, index: tuple[int | str, ...], ndim: int) -> int:
-    """Give the axis of the examples: 0, except where recurrent layers and attention document another.
-
-    Hidden states of recurrent layers have the layers first; without ``batch_first`` sequences come time
-    first.
-
-    Examples
-    --------
-    >>> lstm = nn.LSTM(3, 4, batch_first=True)
-    >>> module_batch_axis(lstm, "out", (0,), 3), module_batch_axis(lstm, "out", (1, 0), 3)
-    (0, 1)
-    """
-    if ndim != 3:
-        return 0
-    if isinstance(module, nn.RNNBase) and index[:1] in ((1,), ("hx",)):
-        return 1
-    attention_weights = isinstance(module, nn.MultiheadAttention) and side == "out" and index == (1,)
-    if isinstance(module, nn.RNNBase | nn.MultiheadAttention) and not attention_weights:
-        return 0 if module.batch_first else 1
-    return 0

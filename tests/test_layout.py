@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = ROOT / "pyproject.toml"
 ROOMS = ("conductance.hooks", "conductance.analysis", "conductance")
 HEAVY = {"pandas", "networkx", "matplotlib", "captum", "jinja2", "typer", "sklearn"}
-ONLY_IN_TESTS = {"hypothesis", "jaxtyping", "pytest", "transformers"}  # jaxtyping: under TYPE_CHECKING
+ONLY_IN_TESTS = {"accelerate", "hypothesis", "jaxtyping", "pytest", "transformers"}  # jaxtyping: under TYPE_CHECKING
 
 in_checkout = pytest.mark.skipif(not PYPROJECT.exists(), reason="the tests were copied out of the repository")
 

@@ -1,5 +1,6 @@
 """Baselines by name, and a warning where one is as sure of the prediction as the input."""
 
+import math
 from typing import Any
 
 import pytest
@@ -113,14 +114,15 @@ class Sure(nn.Module):
 @pytest.mark.parametrize("softmax", [False, True])
 def test_a_baseline_that_is_itself_confident_is_told(softmax: bool) -> None:
     model, x = Sure(softmax=softmax).double(), normal(4, 3)
-    expected = float(model(torch.zeros(1, 3, dtype=torch.float64)).softmax(1)[0, 0])
-    expected = expected if not softmax else float(model(torch.zeros(1, 3, dtype=torch.float64))[0, 0])
-    assert expected > 0.9
+    expected = 1 / (1 + math.exp(-4.0))
     for target in (0, [1, 0, 1, 1]):
         with pytest.warns(UserWarning, match=f"the baseline is itself confident.* a probability of {expected:.3f}"):
             total_conductance(model, x, "layer", target=target)
     with pytest.warns(UserWarning, match="at baseline 1 of example 0"):
-        total_conductance(model, x, "layer", target=0, baselines=[torch.full((3,), -9.0) * model.layer.weight[0], 0])
+        total_conductance(model, x, "layer", target=0, baselines=[-9.0 * model.layer.weight[0].detach(), 0])
+    each = torch.stack([-9.0 * model.layer.weight[0].detach(), *[torch.zeros(3)] * 3])
+    with pytest.warns(UserWarning, match="at example 1 the model"):
+        total_conductance(model, x, "layer", target=0, baselines=each)
 
 
 @pytest.mark.parametrize("target", [1, [1, 1, 1, 1], lambda output: output[:, 0]])

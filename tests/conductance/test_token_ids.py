@@ -242,7 +242,12 @@ class Flat(nn.Module):
         ({"path_from": 3}, TypeError, "path_from: expected a name"),
         ({"path_from": "embed#4"}, ValueError, "path_from: 'embed#4' never ran"),
         ({"path_from": "embed:in"}, ValueError, "gives no tensor of floating-point numbers"),
-        ({"baselines": torch.full((6,), 99)}, IndexError, "out of range"),
+        (
+            {"baselines": torch.full((6,), 99)},
+            ConductanceError,
+            r"out of range.*baselines gave token ids for inputs\[0\]",
+        ),
+        ({"inputs": IDS + 9}, ConductanceError, r"out of range.*inputs are inputs\[0\]"),
         ({"baselines": torch.ones(5, dtype=torch.long)}, ValueError, r"token ids given as baselines have shape \(5,\)"),
         ({"baselines": {0: 3}}, TypeError, r"baselines\[0\] is a int; expected token ids"),
         ({"baselines": {"idx": CORRUPTED}}, ValueError, r"baselines names \['idx'\]"),

@@ -105,6 +105,24 @@ def test_a_graph_that_changes_between_calls_is_refused(how: dict[str, Any]) -> N
         total_conductance(net(forward), X, ["fc", "head"], target=0, **options)
 
 
+@pytest.mark.parametrize(
+    ("most", "rows"), [(None, [2, 3, 2, 1]), (3, [2, 3, 2, 1]), (2, [2, 1, 2, 1]), (1, [2, 1, 2, 1])]
+)
+def test_three_calls_try_a_model_with_two_numbers_of_rows_and_one_its_baseline(
+    most: int | None, rows: list[int]
+) -> None:
+    sizes: list[int] = []
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        sizes.append(len(x))
+        output: Tensor = m.head(m.fc(x).tanh())
+        return output
+
+    total_conductance(net(forward), X, target=0, n_steps=5, internal_batch_size=most)
+    assert sizes[:4] == rows
+    assert sum(sizes[4:]) == 5 * len(X)
+
+
 def test_batch_norm_without_statistics_has_its_own_message() -> None:
     model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5, track_running_stats=False), nn.Linear(5, 3))
     model.double().eval()

@@ -401,15 +401,15 @@ def test_the_table_lists_every_module_that_runs() -> None:
     assert isinstance(table, PointTable)
     lines = [line.split() for line in repr(table).splitlines()]
     assert lines == [
-        ["name", "class", "calls", "shape", "unit", "axis", "cut"],
-        ["lstm[0]", "LSTM", "1", "6×5×4", "2", "no"],
-        ["lstm[1][0]", "LSTM", "1", "1×6×4", "2", "unused"],
-        ["lstm[1][1]", "LSTM", "1", "1×6×4", "2", "unused"],
-        ["b.0", "Linear", "1", "6×2", "1", "no"],
-        ["b.1", "Tanh", "1", "6×2", "1", "no"],
-        ["b", "Sequential", "1", "6×2", "1", "no"],
-        ["c", "Linear", "1", "6×2", "1", "no"],
-        ["(model)", "Lambda", "1", "6×2", "1", "yes"],
+        ["name", "class", "calls", "shape", "batch", "axis", "unit", "axis", "cut"],
+        ["lstm[0]", "LSTM", "1", "6×5×4", "0", "2", "no"],
+        ["lstm[1][0]", "LSTM", "1", "1×6×4", "1", "2", "unused"],
+        ["lstm[1][1]", "LSTM", "1", "1×6×4", "1", "2", "unused"],
+        ["b.0", "Linear", "1", "6×2", "0", "1", "no"],
+        ["b.1", "Tanh", "1", "6×2", "0", "1", "no"],
+        ["b", "Sequential", "1", "6×2", "0", "1", "no"],
+        ["c", "Linear", "1", "6×2", "0", "1", "no"],
+        ["(model)", "Lambda", "1", "6×2", "0", "1", "yes"],
     ]
 
 
