@@ -44,7 +44,7 @@ def test_a_mean_over_time_behind_the_lstm_is_known_in_closed_form() -> None:
     weight = model.head.weight[labels] - model.head.weight.mean(0)
     expected = moved * weight[:, None] / x.shape[1]
     size = expected.abs().sum((1, 2))
-    assert (size > 1).all()
+    assert (size > 0.1).all()
     assert ((total["lstm[0]"] - expected).abs().sum((1, 2)) <= RTOL * size).all()
 
 
