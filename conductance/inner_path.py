@@ -188,21 +188,29 @@ def found_point(model: Callable[..., Any], arguments: Arguments, path_from: Laye
     ):
         return None
     embeddings = {name: one for name, one in model.named_modules() if isinstance(one, nn.Embedding)}
-    known = getattr(model, "get_input_embeddings", None)
-    try:
-        found = known() if callable(known) else None
-    except (NotImplementedError, AttributeError):
-        found = None
-    if isinstance(found, nn.Module):
+    two = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    # of two stacks each may have an embedding of its own, with the weights of one that never runs
+    found = (_asked(_asked(model, "get_encoder"), "get_input_embeddings") if two else None) or _asked(
+        model, "get_input_embeddings"
+    )
+    if found is not None:
         (point,) = path_point(model, found).points
-        first = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-        return path_point(model, HookPoint(point.module, call=0 if first else None))
+        return path_point(model, HookPoint(point.module, call=0 if two else None))
     if len(embeddings) > 1:
         raise ValueError(
             "inputs holds integers only, which cannot be interpolated: name the embedding that they enter, path_from="
             + " or ".join(map(repr, embeddings))
         )
     return path_point(model, next(iter(embeddings))) if embeddings else None
+
+
+def _asked(module: nn.Module | None, method: str) -> nn.Module | None:
+    """The module that a method gives, if there is one."""
+    try:
+        found = getattr(module, method)()
+    except (AttributeError, NotImplementedError, TypeError):
+        return None
+    return found if isinstance(found, nn.Module) else None
 
 
 def _run_once(model: Callable[..., Any], arguments: Arguments) -> None:
