@@ -6,6 +6,7 @@ it. Almost every intron begins with GT, in the consensus CAG|GT(A/G)AGT.
 
 from functools import cache
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -34,8 +35,7 @@ class Windows(nn.Sequential):
 @cache
 def donor() -> nn.Module:
     """The trained network in float64, frozen; the sigmoid at its end is left out."""
-    import h5py
-
+    h5py = pytest.importorskip("h5py")
     model = Windows()
     layers = {1: "dense1", 2: "batch_normalization_1", 4: "dense2", 5: "batch_normalization_2", 7: "dense_1"}
     parts = {
