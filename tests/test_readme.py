@@ -12,7 +12,7 @@ def test_the_examples_print_what_is_shown(capsys: pytest.CaptureFixture[str]) ->
     text = README.read_text(encoding="utf-8")
     code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     shown = re.findall(r"```text\n(.*?)```", text, re.DOTALL)
-    assert len(code) == len(shown) == 5
+    assert len(code) == len(shown) == 6
     names: dict[str, object] = {}
     exec(compile(code[0], "README.md", "exec"), names)
     printed, expected = capsys.readouterr().out.splitlines(), shown[0].splitlines()
@@ -37,3 +37,5 @@ def test_the_examples_print_what_is_shown(capsys: pytest.CaptureFixture[str]) ->
     assert changes[0] == pytest.approx(changes[1], abs=0.3)
     exec(compile(code[4], "README.md", "exec"), names)
     assert capsys.readouterr().out == shown[4]
+    exec(compile(code[5], "README.md", "exec"), names)
+    assert capsys.readouterr().out == shown[5]

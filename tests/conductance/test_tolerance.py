@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from conductance import total_conductance
-from conductance.errors import ConvergenceWarning
 from tests.benchmarks.nets import Activation, digits, hidden_layers, trained
 from tests.reference import exact_piecewise_linear, relative_error, trapezoid_total
 
