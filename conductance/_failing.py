@@ -67,7 +67,7 @@ def why_failing(model: Callable[..., Any], path: StraightPath, count: int, ran: 
     return (
         f"the model runs on {ran} rows but not on {count} ({told}): it takes batches of one size only, while the "
         "points of the path are run in calls of any number of rows; give a model without a fixed batch size "
-        f"(x.shape[0] in place of a number){_others(path)}"
+        f"(x.shape[0] in place of a number){mixing(path)}"
     )
 
 
@@ -118,7 +118,7 @@ def _output(run: Callable[[], Any]) -> tuple[bool, Any]:
         return False, None
 
 
-def _others(path: StraightPath) -> str:
+def mixing(path: StraightPath) -> str:
     """Say of the arguments that do not move whether they follow the rows, where that may be wrong."""
     told = ""
     for key, value in path.arguments.entries.items():

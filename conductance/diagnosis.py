@@ -33,6 +33,9 @@ SMALL = 1e-3
 #: … and is one if its probabilities are this close to 0 and 1 at all places.
 SATURATED = 1e-3
 
+#: Changes of an activation by less than this many roundings are those of products of other numbers of rows.
+ROUNDINGS = 16.0
+
 _SATURATING = {"Softmax": "softmax", "LogSoftmax": "log-softmax", "Sigmoid": "sigmoid", "Tanh": "tanh"}
 #: Operators that stand before the logits: the search for a saturated one ends there.
 _WEIGHTED = ("Addmm", "Mm", "Bmm", "Baddbmm", "Convolution", "MkldnnLinear", "Linear", "Embedding", "ScaledDot")
@@ -205,7 +208,9 @@ class _Seen:
                 values = tensor.detach().movedim(engine.points[number].point.batch_axis, 0)
                 self.reached[number] = True
                 self.in_graph[number] |= tensor.requires_grad
-                self.moves[number] |= bool((values != first.setdefault(number, values[:1].clone())).any())
+                start = first.setdefault(number, values[:1].clone())
+                allowed = ROUNDINGS * torch.finfo(values.dtype).eps * values.abs().amax() if values.numel() else 0.0
+                self.moves[number] |= bool(((values - start).abs() > allowed).any())
                 self.linked[number] |= gradient is not None
                 self.gradient[number] |= gradient is not None and bool(gradient.any())
         self.output = np.concatenate(outputs)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from conductance._outputs import Key, chosen, member, rowless
 from conductance._places import Examples, places, tuple_of
+from conductance.errors import ConductanceError
 
 Target: TypeAlias = int | tuple[int, ...] | Tensor | Sequence[Any] | Callable[..., Tensor] | None
 #: Applied to a model output and the example number of each row.
@@ -98,7 +99,15 @@ class OutputTarget:
                 f"{self.text} looks at an output of shape {tuple(tensor.shape)} for {rows} rows; expected ({rows}, …): "
                 "the model must keep its rows apart, on the first axis"
             )
-        return self.function(tensor, Examples(examples, batch))
+        try:
+            return self.function(tensor, Examples(examples, batch))
+        except RuntimeError as error:
+            if type(error) is not RuntimeError:
+                raise
+            raise ConductanceError(
+                f"{self.text} fails on an output of shape {tuple(tensor.shape)} for {rows} rows "
+                f"({type(error).__name__}: {error}); the shapes of output and labels, of one example, must go together"
+            ) from error
 
     def __repr__(self) -> str:
         """How it is called."""
@@ -125,7 +134,19 @@ def _told(target: Callable[..., Tensor], output: Any, *examples: Tensor) -> Any:
             logits = member(output, "logits")
             where = f"; its logits are output.logits, {tuple(logits.shape)}" if isinstance(logits, Tensor) else ""
             error.add_note(f"the callable given as target received the model's {type(output).__name__}{where}")
+        if type(error) is RuntimeError:
+            raise _fails("the callable given as target", output, error) from error
         raise
+
+
+def _fails(name: str, output: Any, error: Exception) -> ConductanceError:
+    """The error for a target that fails, as it does that has the whole batch in mind."""
+    shape = f" of shape {tuple(output.shape)}" if isinstance(output, Tensor) else ""
+    return ConductanceError(
+        f"{name} fails on an output{shape} ({type(error).__name__}: {error}): it receives rows of any examples, not "
+        "the batch in its order; with two parameters it is told the example of each row, such as "
+        "target=lambda output, n: (output[:, 0] - y[n]) ** 2"
+    )
 
 
 def _checked(value: Any, output: Any, rows: int) -> Tensor:

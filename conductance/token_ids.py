@@ -74,6 +74,12 @@ class TokenIds:
         known = self._arguments.entries
         ids = {k: v for k, v in baseline.items() if k in known and (k not in self._ends or _may_be_ids(v))}
         others = {k: v for k, v in baseline.items() if k not in ids}
+        unknown = [key for key in others if key not in self._ends]
+        if unknown:
+            raise ValueError(
+                f"baselines names {unknown}, but the inputs are {[*known]} and the hook point is {[*self._ends]}"
+                + ("; give the token ids alone, baselines=ids" if self._arguments.single else "")
+            )
         wrong = [key for key, value in others.items() if key in self._ends and _may_be_ids(value)]
         if wrong:
             raise TypeError(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from conductance._failing import not_rows, raise_failed, taken_for_batch, why_failing
+from conductance._failing import mixing, not_rows, raise_failed, taken_for_batch, why_failing
 from conductance._requests import PROBED
 from conductance.engine import check_rows
 from conductance.errors import ConductanceError
@@ -161,9 +161,9 @@ class _Trial:
             )
         return (
             f"the rows of the model influence each other: two rows gave {_told(first)} together, and {_told(alone)} "
-            "each beside copies of itself (normalising over the batch, a decision on the whole batch such as "
-            f"'if x.sum() > 0'; {taken_for_batch(self.path)}); change the model so that each row depends on itself "
-            "only, pass internal_batch_size=1, which runs each row alone"
+            "each beside copies of itself (normalising over the batch, a target or loss that compares rows, a decision "
+            f"on the whole batch such as 'if x.sum() > 0'; {taken_for_batch(self.path)}); change the model so that "
+            f"each row depends on itself only, pass internal_batch_size=1, which runs each row alone{mixing(self.path)}"
         )
 
     def _same(self, first: Tensor, second: Tensor) -> bool:

@@ -205,7 +205,8 @@ class _Directory:
         if not self.modules and not self.model:
             self._refuse("", None)
         for name, module in self.modules.items():
-            if next(module.children(), None) is None and not is_scripted(module):
+            parts = [child for child, _ in module.named_children() if child != "parametrizations"]
+            if not parts and ".parametrizations" not in f".{name}" and not is_scripted(module):
                 yield HookPoint(name)
 
     def _named(self, text: str) -> Iterator[HookPoint]:

@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from conductance import ConductanceError, targets, total_conductance
 from conductance.targeting import target_function
+from tests.helpers import normal
 
 ROWS = torch.zeros(2, dtype=torch.long)
 
@@ -43,3 +45,17 @@ def test_an_error_in_a_callable_tells_what_it_was_called_with(target: Any) -> No
     with pytest.raises(IndexError) as plain:
         target_function(target, 2)(torch.zeros(2), ROWS)
     assert not hasattr(plain.value, "__notes__")
+
+
+def test_a_target_that_has_the_whole_batch_in_mind_is_told_how_it_is_called() -> None:
+    labels = normal(3)
+    model = nn.Linear(4, 2).double()
+    with pytest.raises(
+        ConductanceError, match=r"callable given as target fails on an output of shape \(2, 2\).*y\[n\]"
+    ):
+        total_conductance(model, normal(3, 4), target=lambda output: (output[:, 0] - labels) ** 2)
+    found = total_conductance(model, normal(3, 4), target=lambda output, n: (output[:, 0] - labels[n]) ** 2, rtol=1e-6)
+    expected = (model(normal(3, 4))[:, 0] - labels) ** 2 - (model.bias[0] - labels) ** 2
+    torch.testing.assert_close(found.output_change, expected.detach())
+    with pytest.raises(ConductanceError, match=r"fails on an output of shape \(\d, 2\) for \d rows.*must go together"):
+        total_conductance(model, normal(3, 4), target=targets.loss(lambda output, y: output @ y, normal(3, 5)))

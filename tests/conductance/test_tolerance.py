@@ -17,6 +17,8 @@ WIDE = ("mlp", "mlp3x128", "mlp6x128", "conv")
 NARROW = ("narrow1", "narrow2", "narrow4", "thin1", "thin2", "thin4")
 TOLERANCES = (1e-1, 1e-2, 1e-3)
 
+pytestmark = pytest.mark.filterwarnings("ignore:the baseline is itself confident")
+
 
 @cache
 def _images(name: str, activation: Activation) -> Tensor:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from conductance.hooks import HookPoint, select
 from tests.hooks.nets import Lambda, mlp, reusing
@@ -245,3 +246,8 @@ def test_a_module_that_holds_itself_twice_is_found_once() -> None:
     net = Lambda(lambda self, x: x, one=act, two=act)
     assert names(net) == ["one"]
     assert names(net, ["one", "two", act, nn.Tanh]) == ["one"]
+
+
+def test_a_layer_with_a_parametrised_weight_is_a_leaf() -> None:
+    model = nn.Sequential(weight_norm(nn.Linear(3, 4)), nn.Tanh(), nn.Linear(4, 2))
+    assert [point.name for point in select(model, None).points] == ["0", "1", "2"]
