@@ -122,9 +122,15 @@ def _others(path: StraightPath) -> str:
     """Say of the arguments that do not move whether they follow the rows, where that may be wrong."""
     told = ""
     for key, value in path.arguments.entries.items():
-        if key in path.moving or key in path.arguments.fixed:
+        if key in path.moving:
             continue
-        if _is_batched(value, path):
+        if key in path.arguments.fixed:
+            if _is_batched(value, path):
+                told += (
+                    f"; argument {key!r} of shape {tuple(value.shape)} is named in fixed and does not follow the rows: "
+                    "take it out of fixed if it has one entry for each example"
+                )
+        elif _is_batched(value, path):
             told += (
                 f"; argument {key!r} of shape {tuple(value.shape)} was taken to have one entry for each example, and "
                 "follows the rows: name it in fixed if its first axis is not the batch"

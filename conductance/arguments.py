@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
+from copy import copy
+from dataclasses import fields, is_dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -97,7 +99,7 @@ class Arguments:
 
 
 def repeated(value: Any, examples: Tensor, batch: int) -> Any:
-    """Rows of a value whose first axis is the batch, also within tuples, lists and mappings; others as they are."""
+    """Rows of a value whose first axis is the batch, within structures too; any other as it is."""
     if isinstance(value, Tensor):
         if value.dim() > 0 and value.shape[0] == batch:
             return value.index_select(0, examples.to(value.device))
@@ -107,8 +109,16 @@ def repeated(value: Any, examples: Tensor, batch: int) -> Any:
     if isinstance(value, (tuple, list)):
         items = [repeated(one, examples, batch) for one in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if type(value) is dict:
-        return {key: repeated(one, examples, batch) for key, one in value.items()}
+    if isinstance(value, MutableMapping):
+        copied = copy(value)
+        copied.update({key: repeated(one, examples, batch) for key, one in value.items()})
+        return copied
+    if is_dataclass(value) and not isinstance(value, type):
+        changed: Any = copy(value)
+        fresh = {field.name: repeated(getattr(value, field.name), examples, batch) for field in fields(value)}
+        for name, one in fresh.items():
+            object.__setattr__(changed, name, one)
+        return changed
     return value
 
 

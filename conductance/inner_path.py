@@ -7,8 +7,9 @@ model makes of the ids elsewhere stay those of the input.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -16,11 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from conductance._failing import raise_failed
-from conductance.arguments import Arguments, Key, is_integer, is_moving, repeated
+from conductance.arguments import Arguments, Key, is_integer, is_moving, kind_of, repeated
 from conductance.baselines import Baseline, named_keys, starts_of
 from conductance.errors import ConductanceError
-from conductance.hooks import HookPoint, LayerSpec, Selection, path_point, substitute, undisturbed
+from conductance.hooks import HookPoint, LayerSpec, Selection, in_backward, path_point, substitute, undisturbed
 from conductance.path import Rows, StraightPath, check_ends, several_of
+from conductance.token_ids import TokenIds
 
 #: Examples of a call that finds out what is at the hook point, if the user names no size.
 CHUNK = 64
@@ -62,7 +64,9 @@ class InnerPath(StraightPath):
         self.arguments = arguments
         ends = self._at_point({})
         labels = {key: f"path_from {key!r}" for key in ends}
-        starts = [self._meant(one, ends) for one in several]
+        bare = isinstance(self._modules[self._points[0].module], nn.Embedding)
+        ids = TokenIds(arguments, ends, self._at_point, self._entered, pad=self._pad(), bare=bare)
+        starts = [ids.embedded(one) for one in several]
         chosen = named_keys(starts, list(ends), labels)
         ends = {key: ends[key] for key in chosen}
         check_ends(ends, labels)
@@ -75,34 +79,32 @@ class InnerPath(StraightPath):
         args, kwargs = self.arguments.call(examples, self.batch, {})
         return Rows(args, kwargs, leaves, partial(substitute, self._modules, self._points, partial(_in_place, moved)))
 
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Refuse a model that runs the hook point's module again in the backward pass: nothing moves there then."""
+
+        def refuse(_module: nn.Module, _args: Any) -> None:
+            if in_backward():
+                raise ConductanceError(
+                    f"path_from {self._points[0].name!r} runs again in the backward pass (gradient checkpointing), "
+                    "where the model goes on with what it computes there itself; switch checkpointing off, or choose a "
+                    "hook point outside of the checkpointed block"
+                )
+
+        handle = self._modules[self._points[0].module].register_forward_pre_hook(refuse)
+        try:
+            yield
+        finally:
+            handle.remove()
+
     def _at_point(self, given: Mapping[Key, Any]) -> dict[Key, Tensor]:
         """The tensors at the hook point for all examples, of the arguments or of others in their place."""
         chunk = min(self._most or CHUNK, CHUNK)
         parts: list[dict[Key, Tensor]] = []
-        points = (*self._points, *(replace(point, side="in", index=()) for point in self._points))
-
-        def record(point: HookPoint, tensor: Tensor) -> None:
-            if is_integer(tensor) and not given and len(parts) == 1:
-                self._entered.append(tensor)
-            if tensor.is_floating_point() and point.side == self._points[0].side:
-                parts[-1][point.name] = tensor.detach().clone()
-
         for first in range(0, self._examples, chunk):
             examples = torch.arange(first, min(first + chunk, self._examples))
             entries = {key: repeated(value, examples, self._examples) for key, value in given.items()}
-            args, kwargs = self.arguments.call(examples, self._examples, entries)
-            parts.append({})
-            try:
-                with torch.no_grad(), substitute(self._modules, tuple(dict.fromkeys(points)), record):
-                    self._model(*args, **kwargs)
-            except ValueError as error:
-                if str(error).startswith(f"{self._points[0].name}:"):
-                    raise ValueError(f"path_from: {error}") from None
-                raise
-            except Exception as error:
-                names = [*given] or [key for key in self.arguments.entries if key in self.arguments.candidates]
-                told = "baselines gave token ids for" if given else "inputs are"
-                raise_failed(error, f"{told} {', '.join(f'inputs[{key!r}]' for key in names)}")
+            parts.append(self._run(self.arguments.call(examples, self._examples, entries), [*given]))
             if parts[-1].keys() != parts[0].keys():
                 raise _changing(self._points[0].name)
         if not parts[0]:
@@ -116,6 +118,35 @@ class InnerPath(StraightPath):
                     raise _differing(key, part[key], first_part)
         return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
+    def _run(self, call: tuple[tuple[Any, ...], dict[str, Any]], given: list[Key]) -> dict[Key, Tensor]:
+        """The tensors at the hook point in one call; notes the integers that entered its module in the first one."""
+        found: dict[Key, Tensor] = {}
+        entered: list[Tensor] = []
+
+        def record(point: HookPoint, tensor: Tensor) -> None:
+            if tensor.is_floating_point():
+                found[point.name] = tensor.detach().clone()
+
+        def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            entered.extend(one for one in (*args, *kwargs.values()) if isinstance(one, Tensor) and is_integer(one))
+
+        entering = self._modules[self._points[0].module].register_forward_pre_hook(enter, with_kwargs=True)
+        try:
+            with torch.no_grad(), substitute(self._modules, self._points, record):
+                self._model(*call[0], **call[1])
+        except ValueError as error:
+            if str(error).startswith(f"{self._points[0].name}:"):
+                raise ValueError(f"path_from: {error}") from None
+            raise
+        except Exception as error:
+            told = "baselines gave token ids for" if given else "inputs are"
+            names = given or [key for key in self.arguments.entries if key in self.arguments.candidates]
+            raise_failed(error, f"{told} {', '.join(f'inputs[{key!r}]' for key in names)}")
+        finally:
+            entering.remove()
+        self._entered = self._entered or entered
+        return found
+
     def _check_batch(self, ends: Mapping[Key, Tensor], labels: Mapping[Key, str]) -> None:
         for key, end in ends.items():
             if len(end) != self._examples:
@@ -124,68 +155,23 @@ class InnerPath(StraightPath):
                     "the batch; choose a hook point behind which the batch is the first axis"
                 )
 
-    def _meant(self, baseline: Any, ends: Mapping[Key, Tensor]) -> Any:
-        """A baseline with the embedding of ids in place of ids."""
-        if isinstance(baseline, str) and baseline == "pad":
-            baseline = {key: torch.full_like(self.arguments.entries[key], self._pad()) for key in self._ids_keys()}
-        if isinstance(baseline, Mapping):
-            ids = {key: value for key, value in baseline.items() if key in self.arguments.entries and key not in ends}
-            if not ids:
-                return baseline
-            found = self._at_point({key: self._checked_ids(value, key) for key, value in ids.items()})
-            return found | {key: value for key, value in baseline.items() if key not in ids}
-        if isinstance(baseline, Tensor) and not baseline.is_floating_point() and not baseline.is_complex():
-            keys = self._ids_keys()
-            if len(keys) > 1:
-                raise ValueError(
-                    f"baselines holds token ids, but which input they stand for is not clear (inputs of integers: "
-                    f"{keys}); give a dict such as {{'input_ids': ids}}"
-                )
-            return self._at_point({keys[0]: self._checked_ids(baseline, keys[0])})
-        return baseline
-
-    def _ids_keys(self) -> list[Key]:
-        """The inputs that enter the module; where none enters as it is, those of integers."""
-        integers = self.arguments.integers()
-        entering = [key for key in integers if any(_begins(self.arguments.entries[key], one) for one in self._entered)]
-        if not integers:
-            raise ValueError("baselines stands for token ids, but no input holds integers; give the embedding itself")
-        return entering or integers
-
-    def _checked_ids(self, ids: Any, key: Key) -> Tensor:
-        given: Tensor = self.arguments.entries[key]
-        if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.is_complex():
-            kind = f"a {ids.dtype} tensor" if isinstance(ids, Tensor) else f"a {type(ids).__name__}"
-            raise TypeError(f"baselines[{key!r}] is {kind}; expected token ids, a tensor of integers")
-        if tuple(ids.shape) not in (tuple(given.shape), (1, *given.shape[1:]), tuple(given.shape[1:])):
-            raise ValueError(
-                f"the token ids given as baselines have shape {tuple(ids.shape)}; expected the shape of inputs[{key!r}]"
-                f", {tuple(given.shape)}, or {tuple(given.shape[1:])} for all examples"
-            )
-        return ids.to(device=given.device, dtype=given.dtype).expand_as(given)
-
-    def _pad(self) -> int:
+    def _pad(self) -> int | None:
         """The padding token, as the model's configuration or the embedding tells."""
         config = getattr(self._model, "config", None)
         module = self._modules[self._points[0].module]
-        for found in (getattr(config, "pad_token_id", None), getattr(module, "padding_idx", None)):
-            if isinstance(found, int):
-                return found
-        raise ValueError(
-            "baselines is 'pad', but neither model.config.pad_token_id nor the embedding's padding_idx tells it; give "
-            "torch.full_like(input_ids, tokenizer.pad_token_id)"
-        )
+        found = (getattr(config, "pad_token_id", None), getattr(module, "padding_idx", None))
+        return next((one for one in found if isinstance(one, int)), None)
 
 
 def found_point(model: Callable[..., Any], arguments: Arguments, path_from: LayerSpec) -> Selection | None:
     """The hook point that a path moves: the one asked, the token embedding if no input can move, or None for inputs."""
     if path_from is not None:
         return path_point(model, path_from, partial(_run_once, model, arguments))
-    if (
-        any(is_moving(arguments.entries[key]) for key in arguments.candidates)
-        or not arguments.integers()
-        or not isinstance(model, nn.Module)
-    ):
+    if not arguments.integers() or not isinstance(model, nn.Module):
+        return None
+    moving = [key for key in arguments.candidates if is_moving(arguments.entries[key])]
+    if moving:
+        _warn_of_masks(arguments, moving)
         return None
     embeddings = {name: one for name, one in model.named_modules() if isinstance(one, nn.Embedding)}
     two = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
@@ -204,6 +190,20 @@ def found_point(model: Callable[..., Any], arguments: Arguments, path_from: Laye
     return path_point(model, next(iter(embeddings))) if embeddings else None
 
 
+def _warn_of_masks(arguments: Arguments, moving: list[Key]) -> None:
+    """Warn where all that moves looks like masks of token ids."""
+    shapes = {arguments.entries[key].shape for key in arguments.integers()}
+    tensors = [arguments.entries[key] for key in moving]
+    if all(one.shape in shapes and bool(((one == 0) | (one == 1)).all()) for one in tensors):
+        warnings.warn(
+            f"inputs[{moving[0]!r}] holds zeros and ones of floating point, so it is what moves along the path, while "
+            f"inputs[{arguments.integers()[0]!r}], of integers, stays as it is; for the path of token embeddings give "
+            "path_from= the embedding (a mask of integers or truth values does not move)",
+            UserWarning,
+            stacklevel=5,
+        )
+
+
 def _asked(module: nn.Module | None, method: str) -> nn.Module | None:
     """The module that a method gives, if there is one."""
     try:
@@ -219,11 +219,6 @@ def _run_once(model: Callable[..., Any], arguments: Arguments) -> None:
     args, kwargs = arguments.call(torch.arange(min(2, count)), count, {})
     with undisturbed(model, {}), torch.no_grad():
         model(*args, **kwargs)
-
-
-def _begins(whole: Tensor, part: Tensor) -> bool:
-    """Whether a tensor begins with another one."""
-    return whole.shape[1:] == part.shape[1:] and torch.equal(whole[: len(part)], part)
 
 
 def _in_place(moved: Mapping[Key, Tensor], point: HookPoint, tensor: Tensor) -> Tensor | None:
@@ -244,7 +239,12 @@ def _batch_of(arguments: Arguments) -> int:
             if len(tensor) == 0:
                 raise ValueError("inputs is an empty batch: axis 0 has length 0; expected at least one example")
             return len(tensor)
-    raise ValueError("inputs holds no tensor with a batch axis; expected shape (batch, …)")
+    given = ", ".join(f"inputs[{key!r}]: {kind_of(arguments.entries[key])}" for key in arguments.candidates)
+    fixed = f", beside {sorted(map(repr, arguments.fixed))} in fixed" if arguments.fixed else ""
+    raise ValueError(
+        f"inputs holds no tensor with a batch axis (given {given or 'nothing'}{fixed}); expected token ids of shape "
+        "(batch, tokens), such as torch.tensor(ids), in inputs"
+    )
 
 
 def _differing(name: Key, tensor: Tensor, other: Tensor) -> ConductanceError:

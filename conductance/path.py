@@ -153,6 +153,10 @@ class StraightPath:
     def _given(self, examples: Tensor, moved: dict[Key, Tensor], leaves: list[Tensor]) -> Rows:
         return Rows(*self.arguments.call(examples, self.batch, moved), leaves)
 
+    def watched(self) -> AbstractContextManager[None]:
+        """A context to run the model in."""
+        return nullcontext()
+
     def directions(self, paths: Tensor) -> list[Tensor]:
         """``x - x'`` of each row, one tensor for each leaf."""
         examples = torch.div(paths, self.per_example, rounding_mode="floor")
@@ -192,6 +196,8 @@ def check_ends(ends: Mapping[Key, Tensor], labels: Mapping[Key, str]) -> None:
     for key, tensor in ends.items():
         if tensor.dim() == 0:
             raise ValueError(f"{labels[key]} has no batch axis (shape ()); expected shape (batch, …)")
+        if tensor.numel() == 0 and len(tensor) > 0:
+            raise ValueError(f"{labels[key]} is empty: it has shape {tuple(tensor.shape)}")
         if not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"{labels[key]} holds NaN or infinity; clean the data first")
     sizes = {labels[key]: tensor.shape[0] for key, tensor in ends.items()}

@@ -115,14 +115,15 @@ def prepared(
     inner = found_point(model, arguments, path_from)
     with causes_named(), undisturbed(model, {**modules, **(inner.modules if inner else {})}):
         path = InnerPath(model, arguments, baselines, inner, most) if inner else StraightPath(arguments, baselines)
-        function = target_function(target, path.batch)
-        warn = None if noisy else on_train == "warn"
-        selection, found = tried(model, layers, path, function, most=most, warn=warn)
-        if not (noisy or target is None or callable(target)):
-            warn_if_confident(model, path, function, most)
-        ran = partial(that_ran, model, selection, path)
-        points, left_out = usable_points(found, named_points(layers, selection), ran)
-        yield Prepared(model, selection, path, function, found, points, left_out, fewest_rows(noisy))
+        with path.watched():
+            function = target_function(target, path.batch)
+            warn = None if noisy else on_train == "warn"
+            selection, found = tried(model, layers, path, function, most=most, warn=warn)
+            if not (noisy or target is None or callable(target)):
+                warn_if_confident(model, path, function, most)
+            ran = partial(that_ran, model, selection, path)
+            points, left_out = usable_points(found, named_points(layers, selection), ran)
+            yield Prepared(model, selection, path, function, found, points, left_out, fewest_rows(noisy))
 
 
 class Run:

@@ -107,6 +107,8 @@ class _Trial:
         count = len(paths)
         try:
             output = rows.through(self.model)
+        except ConductanceError:
+            raise
         except Exception as error:
             raise_meant(error)
             reason = why_failing(self.model, self.path, count, self.ran * (self.ran != count), error)

@@ -1,6 +1,6 @@
 """Taps on a model: name the tensors inside it, list them, and receive their activations and gradients."""
 
-from conductance.hooks.capturing import Consumer, capture
+from conductance.hooks.capturing import Consumer, capture, in_backward
 from conductance.hooks.heads import AttentionPoints, attention_points
 from conductance.hooks.holding import hold
 from conductance.hooks.listing import PointTable, list_points
@@ -30,6 +30,7 @@ __all__ = [
     "capture",
     "edge_of",
     "hold",
+    "in_backward",
     "list_points",
     "names_run",
     "path_point",

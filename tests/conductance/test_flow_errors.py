@@ -224,6 +224,7 @@ def test_the_model_is_left_as_it_was(grads: bool) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.filterwarnings("ignore::conductance.ZeroConductanceWarning")
 def test_nothing_flows_where_nothing_changes() -> None:
     """Input and baseline are equal: every edge is zero, nothing is divided by it."""
     flow = quiet_flow(net(), X, ["hidden", "act"], target=0, baselines=X.clone())

@@ -106,6 +106,7 @@ class Square(nn.Module):
         return h**2
 
 
+@pytest.mark.filterwarnings("ignore::conductance.ZeroConductanceWarning")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("name", "build", "x", "layer", "expected"), CASES, ids=[case[0] for case in CASES])
 def test_closed_form(name: str, build: Callable[[], nn.Module], x: list[float], layer: str, expected: Any, mode: Any):  # type: ignore[no-untyped-def]

@@ -60,6 +60,7 @@ class Aside(nn.Module):
         return self.head(torch.tanh(hidden)), self.unused(x)
 
 
+@pytest.mark.filterwarnings("ignore::conductance.ZeroConductanceWarning")
 @pytest.mark.parametrize("mode", MODES)
 def test_layers_without_a_part_in_it_have_zero(mode: Any) -> None:
     found = neuron_conductance(

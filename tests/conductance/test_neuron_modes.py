@@ -204,6 +204,7 @@ def test_what_is_found_out_holds_for_the_rows_to_come() -> None:
     assert_same(tensor(forward), tensor(one(model, "act2", inputs=inputs, target=1, n_steps=4)))
 
 
+@pytest.mark.filterwarnings("ignore::conductance.ZeroConductanceWarning")
 def test_two_passes_where_a_layer_does_not_depend_on_the_input() -> None:
     class Aside(nn.Module):
         def __init__(self) -> None:

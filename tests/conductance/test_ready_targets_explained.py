@@ -103,6 +103,7 @@ def test_the_target_of_an_index_is_the_index() -> None:
         assert torch.equal(ready["up"], plain["up"])
 
 
+@pytest.mark.filterwarnings("ignore::conductance.ZeroConductanceWarning")
 def test_the_pixels_of_a_segmentation_in_a_dict() -> None:
     model, x = seeded(Segments), normal(2, 2, 5, 6, seed=3)
     mask = model(x)["masks"].argmax(1) == torch.tensor([1, 2])[:, None, None]

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from conductance import conductance_flow, hooks, total_conductance
 from conductance.errors import ConductanceError
@@ -297,3 +298,120 @@ def test_shapes_that_depend_on_the_other_examples_are_told() -> None:
     ids[0, 3:] = PAD
     with pytest.raises(ConductanceError, match="what comes before it depends on the other examples of a call"):
         total_conductance(Ragged(), ids[[0, 0, 1]], "head", target=1, internal_batch_size=1)
+
+
+class Typed(nn.Module):
+    """An embedding block of words, kinds and places, as in BERT, before the layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.embeddings = Block()
+        self.hidden, self.head = nn.Linear(4, 5), nn.Linear(5, 2, bias=False)
+        nn.init.normal_(self.head.weight, std=0.1)
+        self.config = type("Config", (), {"pad_token_id": PAD})()
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        hidden = torch.tanh(self.hidden(self.embeddings(input_ids=input_ids, token_type_ids=token_type_ids)))
+        return self.head((hidden * attention_mask[..., None]).sum(1))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.kinds = nn.Embedding(11, 4), nn.Embedding(2, 4)
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
+        return self.words(input_ids) + self.kinds(token_type_ids)  # type: ignore[no-any-return]
+
+
+TYPED = {
+    "input_ids": IDS,
+    "token_type_ids": torch.zeros_like(IDS),
+    "attention_mask": torch.ones_like(IDS),
+}
+
+
+@pytest.mark.parametrize("point", ["embeddings", "embeddings.words"])
+def test_a_baseline_is_what_the_model_gives_for_it(point: str) -> None:
+    model = Typed().double().eval()
+    options: dict[str, Any] = {"layers": "hidden", "target": 1, "path_from": point}
+    pads = torch.full_like(IDS, PAD)
+    for given, ids in (
+        ("pad", pads),
+        ({"input_ids": CORRUPTED}, CORRUPTED),
+        ({**TYPED, "input_ids": CORRUPTED}, CORRUPTED),  # as a tokenizer gives it
+        (CORRUPTED, CORRUPTED),
+    ):
+        found = total_conductance(model, TYPED, baselines=given, **options)
+        torch.testing.assert_close(found.baseline_output, model(**{**TYPED, "input_ids": ids})[:, 1].detach())
+    kinds = {"input_ids": CORRUPTED, "token_type_ids": torch.ones_like(IDS)}
+    if point == "embeddings":
+        found = total_conductance(model, TYPED, baselines=kinds, **options)
+        torch.testing.assert_close(found.baseline_output, model(**{**TYPED, **kinds})[:, 1].detach())
+    else:
+        with pytest.raises(ValueError, match="baselines names 'token_type_ids', which does not enter the hook point"):
+            total_conductance(model, TYPED, baselines=kinds, **options)
+    mask = torch.ones_like(IDS)
+    mask[:, 3:] = 0
+    for given in ({"input_ids": CORRUPTED, "attention_mask": mask}, {"attention_mask": mask}):
+        with pytest.raises(ValueError, match="baselines names 'attention_mask', which does not enter the hook point"):
+            total_conductance(model, TYPED, baselines=given, **options)
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "message"),
+    [
+        ({"input_ids": CORRUPTED, "embeddings": 0.0}, ValueError, "gives both token ids and vectors for 'embeddings'"),
+        ({"embeddings": CORRUPTED}, TypeError, "'embeddings' is the hook point, where vectors are"),
+        ((CORRUPTED,), TypeError, "baselines is a tuple that holds integers"),
+        (CORRUPTED > 3, TypeError, r"baselines\['input_ids'\] is a torch.bool tensor; expected token ids"),
+        ("blur", ValueError, "'blur', which is for images"),
+    ],
+)
+def test_baselines_that_mean_no_ids_are_told(given: Any, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        total_conductance(Typed().double(), TYPED, "hidden", target=1, baselines=given, path_from="embeddings")
+
+
+def test_ids_beyond_the_type_of_the_inputs_are_refused() -> None:
+    class Wide(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Embedding(400, 4), nn.Linear(4, 2)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.head(self.embed(ids.long()).tanh().mean(1))  # type: ignore[no-any-return]
+
+    model, ids = Wide().double(), IDS.to(torch.uint8)
+    with pytest.raises(ValueError, match=r"do not fit into torch\.uint8"):
+        total_conductance(model, ids, "head", target=1, baselines=torch.full((3, 6), 300))
+    other = torch.full((3, 6), 200)
+    found = total_conductance(model, ids, "head", target=1, baselines=other)
+    torch.testing.assert_close(found.baseline_output, model(other)[:, 1].detach())
+
+
+def test_a_mask_of_floating_point_that_moves_is_told(model: Reader) -> None:
+    mask = torch.ones(3, 6, dtype=torch.float64)
+    mask[0, 4:] = 0
+    with pytest.warns(
+        UserWarning, match=r"inputs\['mask'\] holds zeros and ones of floating point, so it is what moves"
+    ):
+        total_conductance(model, {"ids": IDS, "mask": mask}, "head", target=1, baselines=0.5)
+    found = total_conductance(model, {"ids": IDS, "mask": mask}, "hidden", target=1, path_from="embed", rtol=1e-8)
+    expected = by_hand(model, 0.0, additional_forward_args=mask)["reader.hidden"]
+    torch.testing.assert_close(found["hidden"], expected, rtol=1e-9, atol=1e-12)
+
+
+def test_an_embedding_inside_a_checkpointed_block_is_refused(model: Reader) -> None:
+    class Saving(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.reader = model
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return checkpoint(self.reader, ids, use_reentrant=False)  # type: ignore[no-any-return]
+
+    with pytest.raises(ConductanceError, match=r"path_from 'reader\.embed' runs again in the backward pass"):
+        total_conductance(Saving(), IDS, "reader.hidden", target=1)
+    assert not model.embed._forward_pre_hooks

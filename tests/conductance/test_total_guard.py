@@ -70,6 +70,7 @@ def test_status_names_the_cause(name: str, activation: str) -> None:
     assert sum(right) >= 0.9 * len(right)
 
 
+@pytest.mark.filterwarnings("ignore::conductance.ZeroConductanceWarning")
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("name", WRONG_ANSWERS)
 def test_converged_means_that_it_is_right(name: str, activation: str) -> None:
@@ -110,6 +111,7 @@ def test_a_jump_warns() -> None:
         total_conductance(model, inputs, "fc", target=0, rtol=RTOL, max_evaluations=2000)
 
 
+@pytest.mark.filterwarnings("ignore::conductance.ZeroConductanceWarning")
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_steep_but_smooth_networks_leave_nothing_over(activation: str) -> None:
     model, inputs = wrong_answer("steep", ACTIVATIONS[activation]), _inputs()
