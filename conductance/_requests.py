@@ -120,8 +120,8 @@ def usable_points(found: Probe, named: set[str], ran: Callable[[], list[str]]) -
     unusable = dict.fromkeys(found.never_run, _NEVER_RAN)
     points = []
     for info in found.points:
-        if info.unbatched:
-            unusable[info.name] = info.unbatched
+        if reason := info.unbatched or info.shared:
+            unusable[info.name] = reason
         else:
             points.append(info)
     bad = [name for name in unusable if name in named or not points]

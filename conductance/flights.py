@@ -55,7 +55,7 @@ class Flight:
     ends: tuple[float, float]
     still: bool
     evaluations: int = 0
-    derivative: bool = False  # differences of F have shown that its gradient is its derivative
+    compared: int = 0  # the round in which the gradient was last compared with differences of F
     residuals: list[float] = field(default_factory=list)
     widths: list[float] = field(default_factory=list)
     opened: dict[int, Floats] = field(default_factory=dict)  # of each path: F and dF/da of its outer nodes

@@ -39,8 +39,9 @@ JUMP_WIDTH = 0.15
 SHRINKING = 0.7
 #: Panels on which the gradient is compared with differences of F before it is called no derivative.
 COMPARED = 5
-#: They agree if the difference is less than this part of the gradient, and rounding.
+#: They agree if the difference is less than this part of the gradient, and of the residual, and rounding.
 AGREEING = 0.05
+EXPLAINING = 0.5
 #: A layer counts as settled if its conductance and its error together are below this part of the tolerance on the leaf.
 NOTHING = 1e-3
 
@@ -335,9 +336,10 @@ class Refinement:
         if width > JUMP_WIDTH:
             if width <= SHRINKING * flight.widths[-1 - PATIENCE]:
                 return ""
-            flight.derivative = flight.derivative or self._is_derivative(flight, slots)
-            if not flight.derivative:
-                return "gradient"
+            if len(flight.residuals) >= flight.compared + PATIENCE:  # smaller panels may tell what large ones did not
+                flight.compared = len(flight.residuals)
+                if not self._is_derivative(flight, slots):
+                    return "gradient"
             return "jump" if len(flight.residuals) > NARROWING else ""
         narrow = bool((right - left).max() <= NARROW)
         return "jump" if narrow or len(flight.residuals) > NARROWING else ""
@@ -345,14 +347,15 @@ class Refinement:
     def _is_derivative(self, flight: Flight, slots: list[int]) -> bool:
         """Whether the gradient is that of F after all, and changes too fast for the nodes so far.
 
-        Three rows close together, on each of the panels that leave most over, tell one from the other.
+        Three rows close together, on each of the panels that leave most over, tell one from the other: a wrong
+        gradient misses there, for each unit of the path, what the whole panel leaves over, however little that is.
         """
         panels = [
             (abs(size), start, stop, flight.example * self._paths + n)
             for n, slot in enumerate(slots)
             for start, stop, size in zip(*self.scheme.residuals([slot]), strict=True)
         ]
-        _, start, stop, paths = (np.array(column) for column in zip(*sorted(panels)[-COMPARED:], strict=True))
+        size, start, stop, paths = (np.array(column) for column in zip(*sorted(panels)[-COMPARED:], strict=True))
         if flight.evaluations + 3 * len(paths) > self.rules.max_evaluations:
             return True  # the budget ends it
         step = (stop - start) * max(1e-4, float(self.precision.max()) ** (1 / 3))
@@ -363,7 +366,8 @@ class Refinement:
         output, slope = output.reshape(alphas.shape), slope.reshape(alphas.shape)
         missed = np.abs(output[:, 2] - output[:, 0] - step / 3 * (slope @ [1.0, 4.0, 1.0])) / (2 * step)
         rounding = ROUNDINGS * float(self.precision.max()) * np.abs(output).max(1) / step
-        return bool(np.median(missed - rounding - AGREEING * np.abs(slope).max(1)) < 0)
+        allowed = np.minimum(AGREEING * np.abs(slope).max(1), EXPLAINING * size / (stop - start))
+        return bool(np.median(missed - rounding - allowed) < 0)
 
     def _main_share(self, slots: list[int]) -> tuple[Floats, Floats, Floats]:
         """The panels that hold nine tenths of the residual."""

@@ -1,7 +1,7 @@
 """Every tensor that passes chosen modules in one run: where, its version, and its place in the graph."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Set
 from contextlib import ExitStack
 from dataclasses import dataclass
 from threading import get_ident
@@ -114,3 +114,31 @@ class Recorder:
             packed = bool(index) and isinstance(pick(tree, index[:-1]), PackedSequence)
             self.seen[place] = Seen(tensor.detach(), tensor._version, edge, tensor._is_view(), packed)
         return changed
+
+
+def copied_views(
+    model: Callable[..., Any] | Mapping[str, nn.Module],
+    selection: Selection,
+    run: Callable[[], Tensor | None],
+    target: Tensor,
+    views: Set[Place],
+) -> tuple[Set[Place], tuple[Recorder, Tensor] | None]:
+    """Find the views that may go on as copies, for the target is the same; and the run in which they did."""
+
+    def tried(copies: Set[Place]) -> tuple[Recorder, Tensor] | None:
+        recorder = Recorder(model, selection, copied=copies)
+        repeated = recorder.record(run)
+        return (recorder, repeated) if repeated is not None and _same(target, repeated) else None
+
+    copied = tried(views)
+    if copied is None and len(views) > 1:  # each by itself: one whose base is read need not hide the others
+        views = {place for place in views if tried({place}) is not None}
+        copied = tried(views) if views else None
+    return (views, copied) if copied is not None else (set(), None)
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    """Whether two runs gave the same target, up to what rounding may do."""
+    tolerance = torch.finfo(first.dtype).eps ** 0.5
+    scale = float(first.detach().abs().max()) if first.numel() else 0.0
+    return torch.allclose(first, second, rtol=tolerance, atol=tolerance * scale, equal_nan=True)

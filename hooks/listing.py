@@ -29,7 +29,7 @@ class PointTable(tuple[PointInfo, ...]):
     The column *batch axis* is that of the examples, *none* where the values cannot be told apart by example
     (`PointInfo.unbatched` says why). The column *cut* says yes or no, *together* for a tensor that is a cut only
     with the other tensors of its output, *unused* where the target does not depend on it, *constant* where nothing
-    that moves reaches it.
+    that moves reaches it, *shared* for a view that has no gradient of its own (`PointInfo.shared` says why).
     """
 
     __slots__ = ()
@@ -60,6 +60,8 @@ def _output(info: PointInfo) -> HookPoint:
 def _row(info: PointInfo, *, together: bool) -> tuple[str, ...]:
     if info.is_cut is None:
         cut = "–"
+    elif info.shared:
+        cut = "shared"
     elif not info.used:
         cut = "unused"
     elif not info.moves:

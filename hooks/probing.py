@@ -7,13 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from conductance.hooks._recording import Place, Recorder, Seen
+from conductance.hooks._recording import Place, Recorder, Seen, copied_views
 from conductance.hooks._trees import written
 from conductance.hooks.batching import PACKED, Sizes, examples_axis, module_batch_axis
 from conductance.hooks.points import HookPoint
 from conductance.hooks.selecting import Selection
 from conductance.hooks.structure import Edge, GraphView
 from conductance.hooks.units import beside, module_unit_axis, producer_unit_axis
+
+#: Why a view has no gradient of its own.
+SHARED = (
+    "is a view that the model modifies in place while its base is used elsewhere, so that the gradient before the "
+    "modification is lost and a copy in its place changes the target; tap the base, or let the model modify a clone"
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,9 @@ class PointInfo:
         Whether the model modifies the tensor in place after the tap, so that a capture must clone it.
     unbatched
         Why its values cannot be told apart by example; empty where they can, or where it was not asked.
+    shared
+        Why it has no gradient of its own: a view that is modified in place while its base is used elsewhere. Empty
+        otherwise.
     """
 
     point: HookPoint
@@ -58,6 +67,7 @@ class PointInfo:
     moves: bool
     in_place: bool
     unbatched: str = ""
+    shared: str = ""
 
     @property
     def name(self) -> str:
@@ -106,7 +116,7 @@ def probe(
         What to look at, from `select`.
     run
         Executes the model on the leaves and returns the target, one number per row, or None for no target.
-        Called a second time only where a tapped view is modified in place.
+        Called again only where a tapped view is modified in place, with copies in the places of such views.
     leaves
         The tensors that move; they require grad. Read after the run, so that a run may add to a list of them.
     rows
@@ -138,18 +148,19 @@ def probe(
     target = recorder.record(run)
     moved = recorder.moved()
     views = {place for place in moved if recorder.seen[place].is_view}
+    shared: set[Place] = set()
     if views and target is not None:
-        second = Recorder(model, selection, copied=views)
-        repeated = second.record(run)
-        if repeated is not None and _same(target, repeated):
-            recorder, target = second, repeated
-        else:
-            moved -= views
+        copies, copied = copied_views(model, selection, run, target, views)
+        shared = views - copies
+        if copied is not None:
+            recorder, target = copied
     view = GraphView(target, list(leaves))
     wanted, never_run = _match(selection, recorder)
     sizes = _sizes(recorder, rows, again, Recorder(model, selection))
     infos = tuple(
-        _info(place, request, recorder, view, place in moved, sizes.get(place)) for place, request in wanted.items()
+        replace(info, shared=SHARED) if place in shared else info
+        for place, request in wanted.items()
+        for info in [_info(place, request, recorder, view, place in moved - shared, sizes.get(place))]
     )
     return Probe(infos, never_run, view.kinked_operators(), view.gradient_flows)
 
@@ -169,13 +180,6 @@ def _sizes(
     return {
         place: Sizes(tuple(seen.alias.shape), rows, shapes.get(place), others) for place, seen in recorder.seen.items()
     }
-
-
-def _same(first: Tensor, second: Tensor) -> bool:
-    """Whether two runs gave the same target, up to what rounding may do."""
-    tolerance = torch.finfo(first.dtype).eps ** 0.5
-    scale = float(first.detach().abs().max()) if first.numel() else 0.0
-    return torch.allclose(first, second, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
 
 
 def _match(selection: Selection, recorder: Recorder) -> tuple[dict[Place, HookPoint], tuple[str, ...]]:

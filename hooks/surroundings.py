@@ -10,16 +10,16 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from conductance.hooks.eager import uncompiled
-from conductance.hooks.keeping import buffers_kept
+from conductance.hooks.keeping import tensors_kept
 
 
 @contextmanager
 def undisturbed(model: Callable[..., Any], modules: Mapping[str, nn.Module], *, frozen: bool = True) -> Iterator[None]:
     """Run a model for gradients at its inputs and layers, and leave it as it came.
 
-    Random state and buffers are put back. It works
-    inside ``no_grad`` and ``inference_mode``, and for a model that was made there; what is compiled runs eagerly, for
-    compiled code passes by hooks; a recurrent layer in eval mode runs without cuDNN.
+    Random state, buffers and renormalised weights are put back. It works inside ``no_grad`` and
+    ``inference_mode``, and for a model that was made there; what is compiled runs eagerly, for compiled code passes by
+    hooks; a recurrent layer in eval mode runs without cuDNN.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def undisturbed(model: Callable[..., Any], modules: Mapping[str, nn.Module], *, 
         _numbers_kept(every),
         _usable_by_autograd(every),
         _without_gradients(every) if frozen else ExitStack(),
-        buffers_kept(every),
+        tensors_kept(every),
         uncompiled(),
         _without_cudnn() if needs_cudnn_off(every) else ExitStack(),
     ):

@@ -39,7 +39,8 @@ def tap(name: str, tensor: Tensor) -> Tensor:
     Returns
     -------
     Tensor
-        The tensor itself. A view that the model modifies in place later on goes on as a copy while it is analysed.
+        The tensor itself. A view that the model modifies in place later on goes on as a copy while it is analysed;
+        where that would change the output, since the model reads its base again, it cannot be analysed.
 
     Raises
     ------

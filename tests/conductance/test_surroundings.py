@@ -86,3 +86,33 @@ def test_attention_of_something_that_is_no_module_is_refused_by_name() -> None:
 def test_a_slice_that_is_none_is_named(given: object) -> None:
     with pytest.raises((TypeError, ValueError), match=r"^neurons holds slice"):
         cd.neuron_conductance(seeded(net), normal(2, 4), "1", neurons=given, target=0)  # type: ignore[arg-type]
+
+
+class Words(nn.Module):
+    """Embedded ids, by one that is looked up and one that makes bags, both of limited norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.fc = nn.Embedding(11, 4, max_norm=0.5), nn.Linear(4, 3)
+        self.bag, self.head = nn.EmbeddingBag(11, 3, max_norm=0.5), nn.Linear(3, 2)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        output: Tensor = self.head(torch.tanh(self.fc(self.embed(ids)).mean(1)) + self.bag(ids))
+        return output
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_weights_that_a_lookup_shrinks_are_put_back(inference: bool) -> None:
+    with torch.inference_mode(inference):
+        model = seeded(Words)
+    before = {name: (id(weight), weight.clone()) for name, weight in model.named_parameters()}
+    ids = torch.arange(10).view(2, 5)
+    total = cd.total_conductance(model, ids, "fc", target=0, path_from="embed", rtol=1e-6)
+    cd.hooks.list_points(model, ids)
+    assert total.converged.all()
+    assert total["fc"].abs().max() > 1e-3
+    for name, weight in model.named_parameters():
+        assert id(weight) == before[name][0]
+        assert torch.equal(weight, before[name][1])
+    model(ids)
+    assert not torch.equal(model.get_parameter("embed.weight"), before["embed.weight"][1])  # as it does by itself

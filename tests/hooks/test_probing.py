@@ -363,8 +363,32 @@ def test_a_model_that_needs_its_view_to_stay_one_is_left_alone() -> None:
     result = found(probed(model, torch.randn(6, 3)).points)
     assert not result["first"].used
     assert not result["first"].in_place
+    assert "its base is used elsewhere" in result["first"].shared
+    assert not result["a"].shared
     assert result["a"].used
     assert result["a"].in_place
+
+
+def test_one_view_that_must_stay_one_does_not_hide_the_others() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        h = self.a(x)
+        self.first(h).mul_(3)
+        other = self.flat(self.c(x))
+        out: Tensor = self.b(h + other.tanh_())
+        return out
+
+    model = Lambda(
+        forward,
+        a=nn.Linear(3, 4),
+        first=Lambda(lambda self, h: h[:, :2]),
+        c=nn.Linear(3, 4),
+        flat=Lambda(lambda self, h: h.view(-1, 4)),
+        b=nn.Linear(4, 2),
+    )
+    result = found(probed(model, torch.randn(6, 3)).points)
+    assert {name for name, info in result.items() if info.shared} == {"first"}
+    assert result["flat"].in_place
+    assert result["flat"].used
 
 
 def test_recomputation_is_not_seen() -> None:

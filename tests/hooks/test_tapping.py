@@ -320,6 +320,38 @@ def test_what_is_written_over_behind_a_tap_keeps_its_value() -> None:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-12)
 
 
+class ViewWrittenOver(nn.Module):
+    """Two units are doubled in place through a view of all; the base goes on."""
+
+    def __init__(self, named: Callable[[nn.Module, str, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.fc, self.gate, self.head, self.named = nn.Linear(4, 5), nn.Identity(), nn.Linear(5, 2), named
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        hidden = self.fc(x)
+        self.named(self, "gate", hidden[:, :3]).mul_(2)
+        output: Tensor = self.head(torch.tanh(hidden))
+        return output
+
+
+@pytest.mark.parametrize(("named", "name"), [(by_module, "gate"), (by_tap, "t.gate")])
+def test_a_view_written_over_whose_base_goes_on_is_no_converged_zero(
+    named: Callable[[nn.Module, str, Tensor], Tensor], name: str
+) -> None:
+    model = seeded(lambda: ViewWrittenOver(named))
+    for layers in (name, ["fc", name]):
+        with pytest.raises(ValueError, match=f"{name}', which is a view that the model modifies in place"):
+            cd.total_conductance(model, X, layers, target=0)
+    total = cd.total_conductance(model, X, target=0, rtol=1e-6)
+    assert list(total) == ["fc", "head"]
+    assert name in str(total.settings["left_out"])
+    assert total["fc"].abs().min() > 1e-6
+    torch.testing.assert_close(total["fc"].sum(1), total.output_change, rtol=1e-5, atol=1e-8)
+    cuts = {row[0]: row[-1] for row in list_points(model, X, target=0).rows()}
+    assert cuts == {"fc": "yes", name: "shared", "head": "yes", "(model)": "yes"}
+
+
 def test_nothing_stays_on_a_tap() -> None:
     _, model = pair()
     cd.total_conductance(model, X, target=0)
