@@ -362,6 +362,24 @@ def test_operators_with_kinks(name: str) -> None:
     assert "Backward" not in found[0]
 
 
+@pytest.mark.parametrize(
+    ("guarded", "kinks"),
+    [
+        (lambda x: nn.functional.normalize(x, dim=1), False),
+        (lambda x: x.exp().clamp(min=1e-6).log(), False),
+        (lambda x: x.exp().clamp_min(1e-6).log(), False),
+        (lambda x: x.clamp(min=1e-6), True),  # binds
+        (lambda x: x.exp().clamp(min=0.0), True),  # nothing is below, yet it is an activation
+        (lambda x: x.exp().clamp(min=0.01), True),
+        (lambda x: x.exp().clamp(1e-6, 50.0), True),
+        (lambda x: x.exp().clamp(max=1e-3), True),
+    ],
+)
+def test_a_clamp_that_guards_a_division_is_no_kink(guarded: Callable[[Tensor], Tensor], kinks: bool) -> None:
+    x = leaf(3, 4, 4)
+    assert bool(GraphView(guarded(x).sum(), [x]).kinked_operators()) == kinks
+
+
 @pytest.mark.parametrize("name", SMOOTH)
 @pytest.mark.filterwarnings("ignore:index_reduce:UserWarning")
 def test_operators_without(name: str) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from tests.models.installed import inside
 
@@ -33,9 +34,7 @@ class Sentences(nn.Module):
         hidden = self.bert(input_ids, attention_mask, token_type_ids).last_hidden_state
         weight = attention_mask[..., None].to(hidden)
         mean = (hidden * weight).sum(1) / weight.sum(1)
-        # F.normalize divides by max(norm, 1e-12): a kink, never reached, that would make the path one with kinks
-        unit: Tensor = mean / mean.norm(dim=1, keepdim=True)
-        return unit
+        return normalize(mean, dim=1)
 
 
 @cache

@@ -59,8 +59,8 @@ def test_inside_a_residual_branch_the_rest_takes_the_other_way() -> None:
     assert all(total.coverage[layer].abs().max() > 0.05 for layer in BRANCHES)
 
 
-def test_one_panel_of_65_nodes_is_as_good() -> None:
-    """What a fixed budget gives, against the adaptive result."""
+def test_65_evaluations_give_a_thousandth() -> None:
+    """What a fixed budget gives, against the adaptive result, whose estimates take more to be sure of it."""
     model, _ = sentences()
     fixed = total_conductance(
         model, tokens(SENTENCES), CUTS, path_from=EMBEDDING, baselines="pad", target=cosine, n_steps=65
@@ -68,7 +68,7 @@ def test_one_panel_of_65_nodes_is_as_good() -> None:
     assert (fixed.evaluations == 65).all()
     for layer in CUTS:
         size = explained()[layer].flatten(1).abs().sum(1)
-        assert ((fixed[layer] - explained()[layer]).flatten(1).abs().sum(1) <= 2 * RTOL * size).all()
+        assert ((fixed[layer] - explained()[layer]).flatten(1).abs().sum(1) <= RTOL * size).all()
 
 
 def test_the_cost_is_known() -> None:
