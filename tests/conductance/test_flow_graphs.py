@@ -19,6 +19,8 @@ from tests.helpers import frozen, normal
 WIDTH, HALF, INPUTS = 4, 3, 5
 LEAF = "leaf"
 
+pytestmark = pytest.mark.filterwarnings("ignore:the baseline is itself confident")  # as random networks may be
+
 
 @dataclass(frozen=True)
 class Op:
@@ -178,7 +180,6 @@ def assert_conserved(ops: list[Op], asked: list[bool], n_steps: int, rows: int |
     assert_near(brought, scale, 1e-11, parts)
 
 
-@pytest.mark.filterwarnings("ignore:the baseline is itself confident")
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     OPS, st.lists(st.booleans(), min_size=16, max_size=16), st.sampled_from([2, 3, 5, 8]), st.sampled_from([None, 1, 4])
