@@ -42,9 +42,9 @@ def warn_if_confident(model: Callable[..., Any], path: StraightPath, function: T
         output = chosen(path.rows(paths, torch.zeros(count, device=path.device)).through(model))
         if output.dim() != 2 or output.shape[1] < 2:
             return
-        probabilities = _probabilities(output.float())
+        probabilities, paths = _probabilities(output.float().cpu()), paths.cpu()
         if _shared(path):  # the targets may differ all the same
-            paths = torch.arange(path.count, device=path.device)
+            paths = torch.arange(path.count)
             paths = paths[paths % path.per_example < count]
             probabilities = probabilities[paths % path.per_example]
         sure = function(probabilities, paths // path.per_example)

@@ -49,7 +49,7 @@ def causes_named() -> Iterator[None]:
 def raise_meant(error: Exception) -> None:
     """Raise in place of an error of PyTorch what it means here, if that is known."""
     for part, meant in _MEANT.items():
-        if part in str(error):
+        if part in str(error) and str(error) != meant:
             raise ConductanceError(meant) from error
 
 

@@ -132,4 +132,5 @@ def test_other_targets_are_not(target: Any) -> None:
 
 
 def test_baselines_below_the_limit_are_not() -> None:
-    total_conductance(Sure(softmax=False, bias=2.0).double(), normal(4, 3), "layer", target=0)
+    found = total_conductance(Sure(softmax=False, bias=2.0).double(), normal(4, 3), "layer", target=0)
+    torch.testing.assert_close(found.baseline_output, torch.full((4,), 2.0, dtype=torch.float64))
