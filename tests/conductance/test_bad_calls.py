@@ -167,7 +167,7 @@ def calls(draw: st.DrawFn) -> tuple[Callable[..., Any], str, Any]:
     return function, argument, value
 
 
-@settings(max_examples=CALLS, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=CALLS, deadline=None, suppress_health_check=list(HealthCheck))
 @given(calls())
 def test_every_bad_call_is_an_error_that_names_its_argument(call: tuple[Callable[..., Any], str, Any]) -> None:
     function, argument, value = call

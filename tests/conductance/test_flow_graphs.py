@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -150,14 +150,24 @@ OPS = st.lists(st.builds(Op, st.sampled_from(KINDS), st.integers(0, 9), st.integ
 EXAMPLES = normal(3, INPUTS, seed=4)
 
 
+def _alive(net: Net) -> Tensor:
+    """The examples whose target moves: a ReLU with all its units dead carries nothing to compare."""
+    with torch.no_grad():
+        change = (net(EXAMPLES) - net(torch.zeros_like(EXAMPLES)))[:, 1]
+    return EXAMPLES[change.abs() > 1e-3]
+
+
 def assert_conserved(ops: list[Op], asked: list[bool], n_steps: int, rows: int | None) -> None:
     """Wiring, conservation and balance of one network."""
     net = _built(ops)
+    examples = _alive(net)
+    if not len(examples):
+        assume(False)
     used = net.used()
     layers = [name for name, chosen in zip(used, asked, strict=False) if chosen] or used[:1]
     names = {f"made.{layer}": layer for layer in layers}
     options: dict[str, Any] = {"target": 1, "n_steps": n_steps, "internal_batch_size": rows}
-    flow = conductance_flow(net, EXAMPLES, list(names), top=2, **options)
+    flow = conductance_flow(net, examples, list(names), top=2, **options)
     expected = {
         (SOURCE if source == LEAF else f"made.{source}", SINK if later == "out" else f"made.{later}")
         for later in (*layers, "out")
@@ -167,7 +177,7 @@ def assert_conserved(ops: list[Op], asked: list[bool], n_steps: int, rows: int |
     if not any(op.kind == "relu_" for op in ops):
         for edge in flow.edges.values():
             assert float(edge.abs().sum()) > 0.0
-    total = total_conductance(net, EXAMPLES, list(names), **options)
+    total = total_conductance(net, examples, list(names), **options)
     scale = flow.output_change[:, None]
     for layer in flow.layers:
         size = torch.cat([total[layer].abs(), scale.abs()], 1)
@@ -180,7 +190,7 @@ def assert_conserved(ops: list[Op], asked: list[bool], n_steps: int, rows: int |
     assert_near(brought, scale, 1e-11, parts)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None)
 @given(
     OPS, st.lists(st.booleans(), min_size=16, max_size=16), st.sampled_from([2, 3, 5, 8]), st.sampled_from([None, 1, 4])
 )
