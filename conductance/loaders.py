@@ -1,0 +1,198 @@
+"""Batches of a data loader: the inputs as a model takes them, and the labels beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from conductance._outputs import chosen
+from conductance.arguments import Inputs
+from conductance.targeting import Target
+
+#: What the labels of a batch that is a dict may be called.
+LABELS = ("labels", "label")
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Examples that a loader gives together.
+
+    Attributes
+    ----------
+    inputs
+        A tensor ``(examples, …)``, or a tuple or dict of inputs, as a model takes them.
+    labels
+        ``(examples, …)``, or None where the loader gives none.
+    """
+
+    inputs: Inputs
+    labels: Tensor | None
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        values = self.inputs.values() if isinstance(self.inputs, Mapping) else self.inputs
+        tensors = [self.inputs] if isinstance(self.inputs, Tensor) else [v for v in values if isinstance(v, Tensor)]
+        return len(tensors[0]) if tensors and tensors[0].dim() else 0
+
+    def target(self, target: Target | str, model: Callable[..., Any]) -> Target:
+        """What is explained in this batch: ``"label"`` and ``"predicted"`` become one class for each example.
+
+        Parameters
+        ----------
+        target
+            ``"label"``, ``"predicted"`` (the largest of the output's second axis), or a target that means the same in
+            every batch.
+        model
+            Asked for its prediction, without gradients.
+
+        Raises
+        ------
+        ValueError
+            If there are no labels, or the text is another one.
+        TypeError
+            If one index for each example is given: batches differ.
+        """
+        if isinstance(target, str):
+            if target == "predicted":
+                return predicted(model, self.inputs)
+            if target != "label":
+                raise ValueError(f"target must be 'label', 'predicted', a class or a callable, got {target!r}")
+            if self.labels is None:
+                raise ValueError("target='label' needs labels: let the loader give pairs (inputs, labels)")
+            return self.labels
+        if isinstance(target, Tensor | list):
+            raise TypeError("target holds one entry for each example, but the loader gives many batches: 'label' takes "
+                            "the labels that the loader gives with the inputs")  # fmt: skip
+        return target
+
+
+def batches(loader: Iterable[Any], device: torch.device | None = None) -> Iterator[Batch]:
+    """Batches of a loader, none of them empty.
+
+    Parameters
+    ----------
+    loader
+        A ``DataLoader`` or any other iterable. A batch is the inputs, or a pair of inputs and labels, where the labels
+        are a tensor with one entry (an integer, or more) for each example; a dict holds keyword inputs, its labels
+        under ``"labels"`` or ``"label"``. Several positional inputs are a tuple: ``((ids, mask), labels)``.
+    device
+        Where the tensors go; None leaves them.
+
+    Yields
+    ------
+    Batch
+        Inputs and labels.
+
+    Raises
+    ------
+    TypeError
+        If the loader is no iterable, or a batch none of these.
+    ValueError
+        If there is no batch, a batch has no examples, or has more or fewer labels.
+
+    Examples
+    --------
+    >>> for batch in batches([(torch.ones(3, 2), torch.tensor([1, 0, 1]))]):
+    ...     print(len(batch), batch.labels.tolist())
+    3 [1, 0, 1]
+    """
+    if isinstance(loader, Tensor | Mapping | str) or not isinstance(loader, Iterable):
+        kind = type(loader).__name__
+        raise TypeError(f"loader must give batches, as a DataLoader does, or a list of them, got {kind}")
+    number = -1
+    for number, given in enumerate(loader):
+        batch = _batch(given, number)
+        if not len(batch):
+            raise ValueError(f"loader: batch {number} has no examples")
+        if batch.labels is not None and (batch.labels.dim() == 0 or len(batch.labels) != len(batch)):
+            shape = tuple(batch.labels.shape)
+            raise ValueError(f"loader: batch {number} has {len(batch)} examples and labels {shape}")
+        yield batch if device is None else Batch(_moved(batch.inputs, device), _moved(batch.labels, device))
+    if number < 0:
+        raise ValueError("loader gives no batches; an iterator can be read only once: give a DataLoader or a list")
+
+
+def repeatable(loader: Iterable[Any]) -> Iterable[Any]:
+    """Refuse an iterator, whose second reading would be empty.
+
+    Raises
+    ------
+    TypeError
+        If the loader can be read only once.
+
+    Examples
+    --------
+    >>> repeatable([1, 2])
+    [1, 2]
+    """
+    if isinstance(loader, Iterator):
+        raise TypeError(
+            "loader is read several times, but an iterator only once: give a DataLoader or a list of batches"
+        )
+    return loader
+
+
+def predicted(model: Callable[..., Any], inputs: Inputs) -> Tensor:
+    """The class that a model gives each example, ``(examples,)``: the largest of the output's second axis.
+
+    Raises
+    ------
+    ValueError
+        If the output, or its logits, is not ``(examples, classes)``.
+
+    Examples
+    --------
+    >>> predicted(lambda x: x, torch.tensor([[0.0, 2.0], [3.0, 1.0]]))
+    tensor([1, 0])
+    """
+    output = chosen(called(model, inputs))
+    if output.dim() != 2:
+        shape = tuple(output.shape)
+        raise ValueError(f"'predicted' needs an output (examples, classes), the model gives {shape}")
+    return output.argmax(1)
+
+
+def called(model: Callable[..., Any], inputs: Inputs) -> Any:
+    """The model's output, without gradients."""
+    with torch.no_grad():
+        if isinstance(inputs, Mapping):
+            return model(**inputs)
+        return model(inputs) if isinstance(inputs, Tensor) else model(*inputs)
+
+
+def device_of(model: Callable[..., Any]) -> torch.device | None:
+    """Where the first parameter or buffer of a module is; None where there is none."""
+    tensors = chain(model.parameters(), model.buffers()) if isinstance(model, nn.Module) else iter(())
+    first = next(tensors, None)
+    return None if first is None or first.device.type == "meta" else first.device
+
+
+def _batch(given: Any, number: int) -> Batch:
+    if isinstance(given, Tensor):
+        return Batch(given, None)
+    if isinstance(given, Mapping):
+        name = next((name for name in LABELS if name in given), None)
+        return Batch({key: value for key, value in given.items() if key != name}, given[name] if name else None)
+    if isinstance(given, tuple | list) and len(given) in (1, 2):
+        inputs = tuple(given[0]) if isinstance(given[0], list) else given[0]
+        labels = given[1] if len(given) == 2 else None
+        if isinstance(inputs, Tensor | tuple | Mapping) and (labels is None or isinstance(labels, Tensor)):
+            return Batch(inputs, labels)
+    told = f"{type(given).__name__} of {len(given)}" if isinstance(given, tuple | list) else type(given).__name__
+    raise TypeError(
+        f"loader: batch {number} is a {told}; expected the inputs (a tensor or a dict), or a pair (inputs, labels) "
+        "with labels as a tensor; put several positional inputs in a tuple: ((ids, mask), labels)"
+    )
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _moved(each, device) for key, each in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_moved(each, device) for each in value)
+    return value.to(device) if isinstance(value, Tensor) else value
