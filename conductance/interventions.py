@@ -278,8 +278,14 @@ def interventions(
             yield batch, target_function(batch.target(target, model), len(batch))
             batch = next(read, None)
 
+    explained = target_function(first.target(target, model), len(first))
+
+    # a function: whoever names a class is warned where the baseline has one itself, which no effect depends on
+    def function(output: Any, examples: Tensor) -> Tensor:
+        return explained(output, examples)
+
     with prepared(
-        model, first.inputs, layers, target=first.target(target, model), baselines=baselines,
+        model, first.inputs, layers, target=function, baselines=baselines,
         additional_forward_args=None, fixed=(), path_from=path_from, on_train="error", most=most,
     ) as ready, torch.no_grad():  # fmt: skip
         tapped = sum(layout.size * layout.dtype.itemsize for layout in map(layout_of, ready.points))

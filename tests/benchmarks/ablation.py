@@ -25,8 +25,8 @@ def run(quick: bool = False) -> Iterable[Table]:
     """One table: seconds of ours and of the loop, and their ratio."""
     images, repetitions = (100, 3) if quick else (500, 7)
     text = (
-        f"{images} images, {UNITS} units (or all of a narrower layer) each held at its activation on a black image, the "
-        "change of the label's logit; the loop sets a hook and runs the same loader for each unit. "
+        f"{images} images, {UNITS} units (or all of a narrower layer) each held at its activation on a black image, "
+        "the change of the label's logit; the loop sets a hook and runs the same loader for each unit. "
         f"{described(repetitions)}."
     )
     yield Table("Ablation of single units", text, list(_rows(images, repetitions)))
