@@ -16,13 +16,15 @@ import torch
 from torch import Tensor
 
 from conductance._outputs import chosen
-from conductance.analysis._rankings import checked_ranking, ranked_layers, ranked_units
+from conductance.analysis._ablation_sets import FIRST as FIRST
+from conductance.analysis._ablation_sets import LAST as LAST
+from conductance.analysis._ablation_sets import CurveSets, SingleUnits, check_count, wanted_units
+from conductance.analysis._rankings import ranked_layers
 from conductance.baselines import Baseline
 from conductance.errors import UnknownLayerError, check_choice
 from conductance.hooks import LayerSpec
 from conductance.interventions import Reading, interventions
 from conductance.loaders import Batch
-from conductance.results import LayerInfo
 from conductance.targeting import Target, TargetFunction
 
 if TYPE_CHECKING:
@@ -30,9 +32,6 @@ if TYPE_CHECKING:
 
 #: What units can be held at.
 VALUES = ("baseline", "zero")
-#: Points of a curve where there are more units.
-POINTS = 21
-FIRST, LAST, RANDOM = "most important first", "least important first", "random"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -135,9 +134,9 @@ def baseline_values(
     >>> bool((values["0"] == model[0].bias).all())
     True
     """
-    batch = Batch(inputs, None)
+    only = (tuple(inputs),) if isinstance(inputs, tuple | list) else inputs
     with interventions(
-        model, [inputs if isinstance(inputs, Tensor | Mapping) else (tuple(inputs),)], layers, target=_everything,
+        model, [only], layers, target=_everything,
         baselines=baselines, path_from=path_from, internal_batch_size=internal_batch_size,
     ) as (runner, each):  # fmt: skip
         batch, _ = next(each)
@@ -214,13 +213,13 @@ def unit_effects(
         model, loader, layers, target=target, baselines=baselines, path_from=path_from,
         internal_batch_size=internal_batch_size,
     ) as (runner, each), _bar(progress, "ablation") as bar:  # fmt: skip
-        wanted = _wanted(units, runner.layers)
+        wanted = wanted_units(units, runner.layers)
         for batch, function in each:
             examples = runner.on(batch, baselines=baselines, value=value)
             outputs.append(examples.untouched(function))
             for layer, numbers in wanted.items():
                 # the first set holds nothing: differences are taken within one call as far as can be
-                sets = _Single(layer, numbers, runner.layers[layer].units)
+                sets = SingleUnits(layer, numbers, runner.layers[layer].units)
                 values = examples.held(len(numbers) + 1, sets, function)
                 found.setdefault(layer, []).append((values[:1] - values[1:]).T)
             bar.update(len(batch))
@@ -300,13 +299,13 @@ def ablation_curve(
     7  least important first        3    0.0
     """
     check_choice("value", value, VALUES)
-    _check_count("random", random, 0)
+    check_count("random", random, 0)
     named = ranked_layers(ranking)
     with interventions(
         model, loader, named if layers is None else layers, target=target, baselines=baselines, path_from=path_from,
         internal_batch_size=internal_batch_size,
     ) as (runner, each), _bar(progress, "ablation") as bar:  # fmt: skip
-        plan = _Plan.of(ranking, runner.layers, steps, random, seed)
+        plan = CurveSets.of(ranking, runner.layers, steps, random, seed)
         totals, count = np.zeros((len(plan.sets) + 2, 2)), 0
         for batch, function in each:
             examples = runner.on(batch, baselines=baselines, value=value)
@@ -316,7 +315,10 @@ def ablation_curve(
             totals += torch.cat([whole, held]).double().sum(1).cpu().numpy()
             count += len(batch)
             bar.update(len(batch))
-    return plan.table(totals / count, {"examples": count, "value": value})
+    curve = plan.table(totals / count)
+    area = curve_area(curve).groupby("order", sort=False)[["score", "accuracy"]].mean()
+    curve.attrs.update(examples=count, units=plan.total, value=value, area=area.to_dict("index"))
+    return curve
 
 
 def curve_area(curve: "pd.DataFrame") -> "pd.DataFrame":
@@ -363,125 +365,6 @@ def curve_area(curve: "pd.DataFrame") -> "pd.DataFrame":
     return pd.DataFrame(rows)
 
 
-@dataclass(frozen=True)
-class _Single:
-    """Sets of one unit each, of one layer; the first set is empty."""
-
-    layer: str
-    numbers: Tensor
-    units: int
-
-    def __call__(self, sets: range) -> dict[str, Tensor]:
-        mask = torch.zeros(len(sets), self.units, dtype=torch.bool)
-        first = int(sets.start == 0)
-        held = self.numbers[sets.start + first - 1 : sets.stop - 1]
-        mask[torch.arange(first, len(sets)), held] = True
-        return {self.layer: mask}
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """The sets of units of a curve: of each order the first few, and at last all."""
-
-    orders: list[tuple[str, int]]
-    positions: list[dict[str, Tensor]]
-    counts: list[int]
-    total: int
-
-    @classmethod
-    def of(
-        cls, ranking: "pd.DataFrame", layers: Mapping[str, LayerInfo], steps: Any, random: int, seed: int
-    ) -> "_Plan":
-        units = {name: info.units for name, info in layers.items()}
-        checked_ranking(ranking, units, whole=True)
-        rows = ranked_units(ranking, units)
-        total = len(rows)
-        orders = [(FIRST, -1), (LAST, -1), *((RANDOM, seed + number) for number in range(random))]
-        places = [torch.arange(total), torch.arange(total).flip(0)]
-        for _, one in orders[2:]:
-            places.append(torch.randperm(total, generator=torch.Generator().manual_seed(one)))
-        positions = [_by_layer(rows, units, each) for each in places]
-        return cls(orders, positions, _counts(steps, total), total)
-
-    @property
-    def sets(self) -> list[tuple[int, int]]:
-        """Order and number of units of each set but none and all."""
-        return [(order, count) for order in range(len(self.orders)) for count in self.counts[1:-1]]
-
-    def __call__(self, sets: range) -> dict[str, Tensor]:
-        chosen_sets = [*self.sets, (0, self.total)][sets.start : sets.stop]
-        return {
-            layer: torch.stack([self.positions[order][layer] < count for order, count in chosen_sets])
-            for layer in self.positions[0]
-        }
-
-    def table(self, means: Any, attrs: dict[str, Any]) -> "pd.DataFrame":
-        import pandas as pd
-
-        inner = len(self.counts) - 2
-        rows = []
-        for number, (order, seed) in enumerate(self.orders):
-            first = 1 + number * inner
-            places = [0, *range(first, first + inner), len(means) - 1]
-            for count, place in zip(self.counts, places, strict=True):
-                score, accuracy = means[place]
-                rows.append((order, seed, count, count / self.total, score, accuracy))
-        table = pd.DataFrame(rows, columns=["order", "seed", "ablated", "share", "score", "accuracy"])
-        area = curve_area(table).groupby("order", sort=False)[["score", "accuracy"]].mean()
-        table.attrs.update(units=self.total, area=area.to_dict("index"), **attrs)
-        return table
-
-
-def _by_layer(rows: list[tuple[str, int]], units: Mapping[str, int], places: Tensor) -> dict[str, Tensor]:
-    """The place of each unit in an order, by layer; all units of a layer have one."""
-    found = {layer: torch.empty(units[layer], dtype=torch.int64) for layer in dict.fromkeys(name for name, _ in rows)}
-    for (layer, unit), place in zip(rows, places.tolist(), strict=True):
-        found[layer][unit] = place
-    return found
-
-
-def _counts(steps: Any, total: int) -> list[int]:
-    """Units held at each point."""
-    if steps is None:
-        steps = min(total + 1, POINTS)
-    if isinstance(steps, int | np.integer) and not isinstance(steps, bool):
-        _check_count("steps", steps, 2)
-        shares = np.linspace(0.0, 1.0, int(steps))
-    else:
-        try:
-            shares = np.array([0.0, *(float(share) for share in steps), 1.0])
-        except (TypeError, ValueError):
-            raise TypeError(f"steps is {steps!r}; expected a number of points, or shares such as [0.1, 0.5]") from None
-        if not ((shares >= 0) & (shares <= 1)).all():
-            raise ValueError(f"steps holds shares outside 0 to 1: {steps!r}")
-    return sorted({round(float(share) * total) for share in shares})
-
-
-def _wanted(units: Any, layers: Mapping[str, LayerInfo]) -> dict[str, Tensor]:
-    """Numbers of the units to hold, by layer."""
-    if units is None:
-        return {name: torch.arange(info.units) for name, info in layers.items()}
-    if not isinstance(units, Mapping):
-        if len(layers) > 1:
-            names = ", ".join(map(repr, layers))
-            raise ValueError(f"units is a list, but there are several layers ({names}); give a dict by layer")
-        units = dict.fromkeys(layers, units)
-    for name in units:
-        if name not in layers:
-            raise UnknownLayerError(name, layers)
-    return {name: _numbers(name, units[name], info.units) for name, info in layers.items() if name in units}
-
-
-def _numbers(name: str, units: Any, count: int) -> Tensor:
-    numbers = np.asarray(units)
-    if numbers.ndim != 1 or not len(numbers) or numbers.dtype.kind not in "iu":
-        raise ValueError(f"units of {name!r} is {units!r:.200}; expected a list of whole numbers, at least one")
-    wrong = numbers[(numbers < 0) | (numbers >= count)]
-    if len(wrong):
-        raise ValueError(f"units of {name!r} holds {wrong[0]}, but it has {count} (0 to {count - 1})")
-    return torch.as_tensor(numbers.astype(np.int64))
-
-
 def _score_and_accuracy(function: TargetFunction, batch: Batch) -> Reading:
     labels = batch.labels
 
@@ -499,13 +382,6 @@ def _score_and_accuracy(function: TargetFunction, batch: Batch) -> Reading:
 def _everything(output: Any) -> Tensor:
     """A target that depends on all of the output, for what depends on none."""
     return chosen(output).flatten(1).sum(1) if chosen(output).dim() > 1 else chosen(output)
-
-
-def _check_count(name: str, given: Any, least: int) -> None:
-    if isinstance(given, bool) or not isinstance(given, int | np.integer):
-        raise TypeError(f"{name} is {given!r}; expected a whole number of at least {least}")
-    if given < least:
-        raise ValueError(f"{name} is {given}; expected at least {least}")
 
 
 def _bar(progress: bool, text: str) -> Any:

@@ -117,6 +117,29 @@ def test_effects_are_those_of_a_literal_loop(
     assert rows is None or max(seen) <= max(rows, 2)  # a model is tried with two rows
 
 
+class Told(nn.Module):
+    """Gives its logits in a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = ResidualNet()
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.inner(x), "other": x}
+
+
+def test_outputs_may_be_dicts() -> None:
+    model, x = seeded(Told), normal(5, 7)
+    inner = model.get_submodule("inner")
+    found = unit_effects(model, [(x, LABELS)], "inner.stem", target="label", value="zero")
+    assert_near(found["inner.stem"], literal_effects(inner, x, "stem", LABELS))
+    ranking = pd.DataFrame({"layer": "inner.stem", "unit": range(6)})
+    guess = inner(x).argmax(1)
+    curve = ablation_curve(model, [(x, guess)], ranking, random=0)
+    assert curve["accuracy"][0] == 1.0
+    assert curve["accuracy"].min() < 1.0
+
+
 class Opposed(nn.Module):
     """Two units that cancel: held together they do nothing. The first row is read for all, if a prefix is shared."""
 

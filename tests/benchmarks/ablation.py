@@ -1,5 +1,6 @@
 """How fast single units are ablated: many units and examples in a call, against a hook and a loop over units."""
 
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from functools import partial
@@ -15,7 +16,15 @@ from tests.benchmarks.tables import Row, Table, at_least
 from tests.benchmarks.timing import described, interleaved
 
 #: Network, its layer.
-CASES = (("mlp3x128", "act1"), ("mlp3x128", "act2"), ("mlp3x128", "act3"), ("conv", "act1"), ("conv", "act2"))
+CASES = (
+    ("mlp3x128", "act1"),
+    ("mlp3x128", "act2"),
+    ("mlp3x128", "act3"),
+    ("conv 16-128", "conv2"),
+    ("conv 16-128", "act2"),
+    ("conv", "act1"),
+    ("conv", "act2"),
+)
 BATCHES = (64, 500)
 UNITS = 128
 GOAL = 3.0
@@ -23,10 +32,11 @@ GOAL = 3.0
 
 def run(quick: bool = False) -> Iterable[Table]:
     """One table: seconds of ours and of the loop, and their ratio."""
-    images, repetitions = (100, 3) if quick else (500, 7)
+    images, repetitions = (100, 3) if quick else (500, 5)
     text = (
         f"{images} images, {UNITS} units (or all of a narrower layer) each held at its activation on a black image, "
-        "the change of the label's logit; the loop sets a hook and runs the same loader for each unit. "
+        "the change of the label's logit; the loop sets a hook and runs the same loader for each unit. The goal is for "
+        f"{UNITS} units. "
         f"{described(repetitions)}."
     )
     yield Table("Ablation of single units", text, list(_rows(images, repetitions)))
@@ -40,7 +50,7 @@ def _rows(images: int, repetitions: int) -> Iterator[Row]:
 
 def measure(name: str, layer: str, images: int, batch: int, repetitions: int) -> Row:
     """Time both on one layer; they agree before they are compared."""
-    model = deepcopy(trained(name, "relu")).float()
+    model = wide_conv() if name == "conv 16-128" else deepcopy(trained(name, "relu")).float()
     data = digits()
     inputs, labels = data.train[:images].float(), data.train_labels[:images]
     loader = DataLoader(TensorDataset(inputs, labels), batch_size=batch)
@@ -61,8 +71,30 @@ def measure(name: str, layer: str, images: int, batch: int, repetitions: int) ->
         "range": times["loop"].span(times["ours"]),
         "on the clock": times["loop"].wall_per(times["ours"]),
         "largest difference": apart,
-        **at_least(ratio, GOAL),
+        **(at_least(ratio, GOAL) if units == UNITS else {}),
     }
+
+
+def wide_conv() -> nn.Module:
+    """Two convolutions of 16 and 128 channels with a max-pool behind each on flat digits, weights of seed 0."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            OrderedDict(
+                image=nn.Unflatten(1, (1, 8, 8)),
+                conv1=nn.Conv2d(1, 16, 3, padding=1),
+                act1=nn.ReLU(),
+                pool1=nn.MaxPool2d(2),
+                conv2=nn.Conv2d(16, UNITS, 3, padding=1),
+                act2=nn.ReLU(),
+                pool2=nn.MaxPool2d(2),
+                flat=nn.Flatten(),
+                fc=nn.Linear(4 * UNITS, 32),
+                act3=nn.ReLU(),
+                head=nn.Linear(32, 10),
+            )
+        )
+    return model.eval().requires_grad_(requires_grad=False)
 
 
 def one_by_one(model: nn.Module, loader: DataLoader[tuple[Tensor, ...]], layer: str, units: int) -> Tensor:
