@@ -3,6 +3,7 @@
 from conductance.analysis.graph import compare_graphs, flow_graph
 from conductance.analysis.graph_files import read_graph, write_graph
 from conductance.analysis.graph_paths import FlowPath, backbone, strongest_paths
+from conductance.analysis.measures import MEASURES, measure_values, unit_scores
 from conductance.analysis.plot_graph import plot_flow_graph
 from conductance.analysis.plots import plot_layer_bars, plot_top_units, plot_unit_map
 from conductance.analysis.ranking import layer_importance, rank_units
@@ -10,11 +11,13 @@ from conductance.analysis.report import write_report
 from conductance.analysis.responses import strongest_examples, top_unit_by_group, unit_map
 
 __all__ = [
+    "MEASURES",
     "FlowPath",
     "backbone",
     "compare_graphs",
     "flow_graph",
     "layer_importance",
+    "measure_values",
     "plot_flow_graph",
     "plot_layer_bars",
     "plot_top_units",
@@ -25,6 +28,7 @@ __all__ = [
     "strongest_paths",
     "top_unit_by_group",
     "unit_map",
+    "unit_scores",
     "write_graph",
     "write_report",
 ]
