@@ -1,5 +1,6 @@
 """Rankings, graphs, ablations, pruning, pictures and reports made from conductance results."""
 
+from conductance.analysis.ablation import UnitEffects, ablation_curve, baseline_values, curve_area, unit_effects
 from conductance.analysis.graph import compare_graphs, flow_graph
 from conductance.analysis.graph_files import read_graph, write_graph
 from conductance.analysis.graph_paths import FlowPath, backbone, strongest_paths
@@ -13,8 +14,12 @@ from conductance.analysis.responses import strongest_examples, top_unit_by_group
 __all__ = [
     "MEASURES",
     "FlowPath",
+    "UnitEffects",
+    "ablation_curve",
     "backbone",
+    "baseline_values",
     "compare_graphs",
+    "curve_area",
     "flow_graph",
     "layer_importance",
     "measure_values",
@@ -27,6 +32,7 @@ __all__ = [
     "strongest_examples",
     "strongest_paths",
     "top_unit_by_group",
+    "unit_effects",
     "unit_map",
     "unit_scores",
     "write_graph",
