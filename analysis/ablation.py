@@ -368,9 +368,9 @@ class _Single:
 
     def __call__(self, sets: range) -> dict[str, Tensor]:
         mask = torch.zeros(len(sets), self.units, dtype=torch.bool)
-        for row, place in enumerate(sets):
-            if place:
-                mask[row, self.numbers[place - 1]] = True
+        first = int(sets.start == 0)
+        held = self.numbers[sets.start + first - 1 : sets.stop - 1]
+        mask[torch.arange(first, len(sets)), held] = True
         return {self.layer: mask}
 
 

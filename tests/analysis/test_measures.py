@@ -34,6 +34,8 @@ class Small(nn.Module):
 
     def parts(self, layer: str, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """The activation of a layer, and the logits as a function of it."""
+        if layer == "conv":
+            return self.conv(x), lambda h: self.head(torch.tanh(self.fc(self.pool(torch.relu(h)).flatten(1))))
         first = self.relu(self.conv(x))
         if layer == "relu":
             return first, lambda h: self.head(torch.tanh(self.fc(self.pool(h).flatten(1))))
@@ -136,16 +138,34 @@ def rescale_to_the_convolution(model: Small, x: Tensor, start: Tensor, label: in
 
 
 @pytest.mark.parametrize(
-    ("layer", "by_hand"), [("fc", rescale_to_the_linear_layer), ("relu", rescale_to_the_convolution)]
+    ("layer", "by_hand"),
+    [
+        ("fc", rescale_to_the_linear_layer),
+        ("relu", rescale_to_the_convolution),
+        ("conv", rescale_to_the_convolution),
+    ],
 )
 def test_deeplift_follows_the_rescale_rule(small: Small, layer: str, by_hand: Callable[..., Tensor]) -> None:
-    found = measure_values(small, X, layer, target=LABELS, measures="deeplift", baselines=BASELINE)["deeplift"][layer]
-    start = torch.full_like(X[:1], BASELINE)
+    start = normal(1, 2, 6, 8, seed=5)  # one whose maxima lie elsewhere than the inputs'
+    given: dict[str, Any] = {"target": LABELS, "measures": "deeplift", "baselines": start.expand_as(X)}
+    found = measure_values(small, X, layer, **given)["deeplift"][layer]
     expected = torch.cat([by_hand(small, X[n : n + 1], start, int(LABELS[n])) for n in range(4)])
     assert expected.abs().max() > 0.01
     assert (found - expected).abs().max() < 1e-12
     change = small(X).gather(1, LABELS[:, None])[:, 0] - small(start)[0, LABELS]
     assert (found.sum(1) - change).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_activations_in_place_change_nothing(measure: str) -> None:
+    def values(*, inplace: bool) -> Tensor:
+        model = seeded(
+            lambda: nn.Sequential(nn.Linear(3, 5), nn.ReLU(inplace), nn.Linear(5, 4), nn.ReLU(inplace), nn.Linear(4, 2))
+        )
+        return measure_values(model, normal(4, 3), "2", target=1, measures=measure)[measure]["2"]
+
+    assert values(inplace=True).abs().max() > 0
+    assert (values(inplace=True) - values(inplace=False)).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize(("norm", "power"), [("l1", 1), ("l2", 2)])
