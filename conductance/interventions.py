@@ -114,11 +114,18 @@ class Examples:
             return False
         return all(bool((start[:1] == start).all()) for starts in path.starts for start in starts.values())
 
+    @property
+    def device(self) -> torch.device:
+        """Where the inputs are."""
+        tensors = [entry for entry in self.arguments.entries.values() if isinstance(entry, Tensor)]
+        found: torch.device = tensors[0].device
+        return found
+
     def untouched(self, reading: Reading) -> Tensor:
         """What is read from the model as it is, ``(examples, …)``."""
         parts = []
         for first in range(0, self.batch, self.runner.rows):
-            which = torch.arange(first, min(first + self.runner.rows, self.batch))
+            which = torch.arange(first, min(first + self.runner.rows, self.batch), device=self.device)
             parts.append(_read(reading, self._called(which), which))
         return torch.cat(parts)
 
@@ -159,7 +166,8 @@ class Examples:
         seen: dict[str, Tensor] = {}
 
         def see(point: HookPoint, tensor: Tensor) -> None:
-            seen[points[point]] = tensor.detach().clone()
+            if point in points:
+                seen[points[point]] = tensor.detach().clone()
 
         with substitute(self.runner.modules, list(points), see):
             path.rows(paths, places).through(self.runner.model)
@@ -175,7 +183,7 @@ class Examples:
         """The same for some of the examples, whose values at the baseline are found out once."""
         each = max(1, self.runner.rows // len(which))
         chunks = [range(first, min(first + each, sets)) for first in range(0, sets, each)]
-        examples = torch.arange(which.start, which.stop)
+        examples = torch.arange(which.start, which.stop, device=self.device)
         values = self.values(which, list(masks(chunks[0])))
         return torch.cat([self._chunk(examples, masks(chunk), len(chunk), values, reading) for chunk in chunks])
 
@@ -205,7 +213,12 @@ class Examples:
         infos = {info.point: info for info in self.runner.points if info.name in masks}
 
         def put(point: HookPoint, tensor: Tensor) -> Tensor:
-            info = infos[point]
+            info = infos.get(point)
+            if info is None:
+                raise ConductanceError(
+                    f"layer {point.name!r} ran, but not when the model was tried first: its control flow depends on "
+                    "the data; name one call of the module"
+                )
             return _held(info, tensor, masks[info.name], values.get(info.name, 0.0), (sets, count))
 
         with substitute(self.runner.modules, list(infos), put):

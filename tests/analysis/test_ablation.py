@@ -98,7 +98,7 @@ def as_baselines(inputs: Any) -> Any:
 
 
 @pytest.mark.parametrize(("build", "inputs", "layer", "axis"), CASES)
-@pytest.mark.parametrize("rows", [None, 1, 2, 7, 23])
+@pytest.mark.parametrize("rows", [None, 1, 7])
 def test_effects_are_those_of_a_literal_loop(
     build: Callable[[], nn.Module], inputs: Any, layer: str, axis: int, rows: int | None
 ) -> None:
@@ -189,7 +189,7 @@ def test_chosen_units_several_layers_and_their_table() -> None:
 def test_targets_are_read_for_each_batch() -> None:
     model, x = seeded(ConvNet), normal(5, 3, 8, 10)
     batches = [(x[:2], LABELS[:2]), (x[2:], LABELS[2:])]
-    model.get_submodule("head").bias -= model(x).mean(0)
+    model.get_parameter("head.bias")[:] -= model(x).mean(0)
     guess = model(x).argmax(1)
     assert guess.unique().numel() > 1
     predicted = unit_effects(model, batches, "fc", target="predicted")
@@ -216,7 +216,7 @@ def test_heads_and_one_number_a_row() -> None:
     single = unit_effects(model, [x], HookPoint("out", side="in"), target=0, value="zero")
     assert found["out:in"].shape == (3, 2)
     assert single["out:in"].shape == (3, 6)
-    weight = model.get_submodule("out").weight
+    weight = model.get_parameter("out.weight")
     kept = weight.clone()
     weight[:, 3:] = 0.0
     without = model(x)[:, 0]
@@ -237,11 +237,11 @@ def test_token_ids_begin_at_their_embedding() -> None:
     model = seeded(Tokens)
     ids = torch.tensor([[1, 2, 3], [4, 5, 6], [0, 0, 8]])
     found = unit_effects(model, [ids[:2], ids[2:, :2]], "fc", target=1, baselines=torch.tensor(0.0))
-    bias = model.get_submodule("fc").bias
+    bias, weight = model.get_parameter("fc.bias"), model.get_parameter("head.weight")
     for part, rows in ((ids[:2], slice(0, 2)), (ids[2:, :2], slice(2, 3))):
         hidden = model.get_submodule("fc")(model.get_submodule("words")(part))
         change = (torch.tanh(hidden) - torch.tanh(bias)).mean(1)
-        assert_near(found["fc"][rows], change * model.get_submodule("head").weight[1])
+        assert_near(found["fc"][rows], change * weight[1])
     values = baseline_values(model, ids, "fc", baselines=torch.tensor(0.0), path_from="words")
     torch.testing.assert_close(values["fc"], bias.expand(3, 7))
 

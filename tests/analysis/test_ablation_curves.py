@@ -10,18 +10,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conductance import analysis, total_conductance
+from conductance import analysis, hooks, total_conductance
 from conductance.analysis import ablation_curve, curve_area
 from conductance.errors import UnknownLayerError
+from conductance.hooks import HookPoint
 from tests.analysis.ablations import at_baseline, with_held
-from tests.helpers import ConvNet, normal, seeded
+from tests.helpers import AttentionNet, ConvNet, normal, seeded
 
 X = normal(6, 3, 8, 10)
 
 
 def net() -> nn.Module:
     model = seeded(ConvNet)
-    model.get_submodule("head").bias -= model(X).mean(0)
+    model.get_parameter("head.bias")[:] -= model(X).mean(0)
     return model
 
 
@@ -154,6 +155,18 @@ def test_ranking_of_conductance_falls_faster_than_its_reverse() -> None:
     table = analysis.rank_units(total, by="mean", top=7)
     area = ablation_curve(model, LOADER, table).attrs["area"]
     assert area["most important first"]["score"] < area["random"]["score"] < area["least important first"]["score"]
+
+
+def test_rankings_of_heads_are_told_what_their_names_mean() -> None:
+    model, x = seeded(AttentionNet), normal(3, 5, 6)
+    ranking, heads = ranked(("out:in", 1), ("out:in", 0)), HookPoint("out", side="in", unit_groups=2)
+    with pytest.raises(ValueError, match="has 2 of the 6 units"):
+        ablation_curve(model, [x], ranking, target=1)
+    curve = ablation_curve(model, [x], ranking, target=1, value="zero", random=0, layers=[heads, "act"])
+    with hooks.ablate(model, {heads: [1]}):
+        held = model(x)[:, 1].mean().item()
+    assert math.isclose(curve["score"][1], held, abs_tol=1e-12)
+    assert not math.isclose(curve["score"][0], held, abs_tol=1e-6)
 
 
 BAD: list[tuple[Any, type[Exception], str]] = [

@@ -219,11 +219,12 @@ def test_batch_on_another_axis() -> None:
 
 
 def test_gradients_pass_by_the_units_held() -> None:
-    model, x = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1)), torch.ones(2, 3, requires_grad=True)
+    first, second, x = nn.Linear(3, 4), nn.Linear(4, 1), torch.ones(2, 3, requires_grad=True)
+    model = nn.Sequential(first, second)
     with ablate(model, {"0": [1, 2]}):
         model(x).sum().backward()
     assert x.grad is not None
-    torch.testing.assert_close(x.grad[0], model[1].weight[0, [0, 3]] @ model[0].weight[[0, 3]])
+    torch.testing.assert_close(x.grad[0], second.weight[0, [0, 3]] @ first.weight[[0, 3]])
 
 
 BAD: list[tuple[dict[Any, Any], Any, type[Exception], str]] = [
