@@ -10,8 +10,6 @@ from torch import Tensor, nn
 import conductance as cd
 from conductance import targets
 from conductance.analysis import MEASURES, measure_values, rank_units, unit_scores
-from conductance.errors import ConductanceError
-from conductance.hooks import HookPoint
 from tests.helpers import normal, seeded
 
 
@@ -168,33 +166,6 @@ def test_activations_in_place_change_nothing(measure: str) -> None:
     assert (values(inplace=True) - values(inplace=False)).abs().max() < 1e-12
 
 
-@pytest.mark.parametrize(("norm", "power"), [("l1", 1), ("l2", 2)])
-def test_weight_magnitude(small: Small, norm: Any, power: int) -> None:
-    given: dict[str, Any] = {"target": LABELS, "measures": "weight_magnitude", "norm": norm}
-    found = measure_values(small, X, ["conv", "relu", "pool", "fc", "tanh"], **given)["weight_magnitude"]
-    for layer, source in (("conv", small.conv), ("relu", small.conv), ("pool", small.conv), ("tanh", small.fc)):
-        expected = [float((row.abs() ** power).sum() ** (1 / power)) for row in source.weight]
-        assert found[layer].shape == (4, len(expected))
-        assert (found[layer] - torch.tensor(expected, dtype=torch.float64)).abs().max() < 1e-12
-
-
-@pytest.mark.parametrize("groups", [1, 2])
-def test_weight_magnitude_of_transposed_convolutions_in_groups_and_of_groups_of_units(groups: int) -> None:
-    model = seeded(lambda: nn.Sequential(nn.ConvTranspose1d(4, 6, 3, groups=groups), nn.ReLU(inplace=True)))
-    weight = model[0].weight  # type: ignore[index]
-    per_group = 6 // groups
-    expected = []
-    for unit in range(6):
-        first = (unit // per_group) * (4 // groups)
-        expected.append(weight[first : first + 4 // groups, unit % per_group].norm())
-    given: dict[str, Any] = {"target": lambda output: output.sum((1, 2)), "measures": "weight_magnitude"}
-    found = measure_values(model, normal(2, 4, 5), ["0", "1"], **given)["weight_magnitude"]
-    assert (found["0"][0] - torch.stack(expected)).abs().max() < 1e-12
-    assert (found["1"] == found["0"]).all()
-    halves = measure_values(model, normal(2, 4, 5), HookPoint("0", unit_groups=2), **given)["weight_magnitude"]["0"]
-    assert (halves[0] - torch.stack(expected).reshape(2, 3).norm(dim=1)).abs().max() < 1e-12
-
-
 def test_random_numbers_depend_on_seed_and_layer_alone(small: Small) -> None:
     def values(layers: Any, seed: int, x: Tensor = X) -> dict[str, Tensor]:
         return measure_values(small, x, layers, target=0, measures="random", seed=seed)["random"]
@@ -314,21 +285,6 @@ def test_scores_by_conductance_rank_as_rank_units_does(small: Small) -> None:
     table = unit_scores(small, X, "relu", "conductance", target=LABELS)
     assert table["unit"].tolist() == expected["unit"].tolist()
     assert table["score"].tolist() == pytest.approx(expected["mean_abs"].tolist(), abs=1e-12)
-
-
-@pytest.mark.parametrize("layer", ["flat", "sum"])
-def test_a_layer_without_weights_is_told(layer: str) -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.flat, self.fc, self.sum = nn.Conv1d(2, 3, 2), nn.Flatten(), nn.Linear(9, 4), nn.Identity()
-
-        def forward(self, x: Tensor) -> Tensor:
-            output: Tensor = self.sum(torch.relu(self.fc(self.flat(self.conv(x)))))
-            return output
-
-    with pytest.raises(ConductanceError, match=rf"'weight_magnitude' needs.*'{layer}'.*name the Linear or convolution"):
-        measure_values(seeded(Net), normal(2, 2, 4), layer, target=0, measures="weight_magnitude")
 
 
 @pytest.mark.parametrize(
