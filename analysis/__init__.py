@@ -6,12 +6,14 @@ from conductance.analysis.graph_files import read_graph, write_graph
 from conductance.analysis.graph_paths import FlowPath, backbone, strongest_paths
 from conductance.analysis.plot_graph import plot_flow_graph
 from conductance.analysis.plots import plot_layer_bars, plot_top_units, plot_unit_map
+from conductance.analysis.pruning import PrunedUnits, prune_units
 from conductance.analysis.ranking import layer_importance, rank_units
 from conductance.analysis.report import write_report
 from conductance.analysis.responses import strongest_examples, top_unit_by_group, unit_map
 
 __all__ = [
     "FlowPath",
+    "PrunedUnits",
     "UnitEffects",
     "ablation_curve",
     "backbone",
@@ -24,6 +26,7 @@ __all__ = [
     "plot_layer_bars",
     "plot_top_units",
     "plot_unit_map",
+    "prune_units",
     "rank_units",
     "read_graph",
     "strongest_examples",
