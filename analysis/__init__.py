@@ -4,6 +4,7 @@ from conductance.analysis.ablation import UnitEffects, ablation_curve, baseline_
 from conductance.analysis.graph import compare_graphs, flow_graph
 from conductance.analysis.graph_files import read_graph, write_graph
 from conductance.analysis.graph_paths import FlowPath, backbone, strongest_paths
+from conductance.analysis.measures import MEASURES, compare_measures, measure_values, unit_scores
 from conductance.analysis.plot_graph import plot_flow_graph
 from conductance.analysis.plots import plot_layer_bars, plot_top_units, plot_unit_map
 from conductance.analysis.pruning import PrunedUnits, prune_units
@@ -12,6 +13,7 @@ from conductance.analysis.report import write_report
 from conductance.analysis.responses import strongest_examples, top_unit_by_group, unit_map
 
 __all__ = [
+    "MEASURES",
     "FlowPath",
     "PrunedUnits",
     "UnitEffects",
@@ -19,9 +21,11 @@ __all__ = [
     "backbone",
     "baseline_values",
     "compare_graphs",
+    "compare_measures",
     "curve_area",
     "flow_graph",
     "layer_importance",
+    "measure_values",
     "plot_flow_graph",
     "plot_layer_bars",
     "plot_top_units",
@@ -34,6 +38,7 @@ __all__ = [
     "top_unit_by_group",
     "unit_effects",
     "unit_map",
+    "unit_scores",
     "write_graph",
     "write_report",
 ]
