@@ -46,6 +46,7 @@ def pruning_experiment(
     value: Literal["zero", "baseline"] | Sequence[str] = "zero",
     target: Target | str = "label",
     baselines: Baseline | list[Any] = None,
+    path_from: LayerSpec = None,
     fine_tune: FineTune = None,
     progress: bool = False,
 ) -> pd.DataFrame:
@@ -69,8 +70,8 @@ def pruning_experiment(
         One run each: of the model, if it is a function; of ``"random"``; of the order of batches in training.
     value
         ``"zero"``, ``"baseline"`` (as for `prune_units`), or both.
-    target, baselines
-        What criteria explain, and from where, as for `unit_scores`; baselines also of the value.
+    target, baselines, path_from
+        What criteria explain, and from where, as for `unit_scores`; the last two also for the baseline constants.
     fine_tune
         Train each pruned copy: a number of passes over ``train`` (Adam, cross entropy), or a function of
         ``(model, train)`` that trains it in place. Masks stay in force.
@@ -106,7 +107,7 @@ def pruning_experiment(
     from tqdm.auto import tqdm
 
     rankings = _criteria(criteria)
-    study = _Study(model, train, test, layers, target, baselines, fine_tune)
+    study = _Study(model, train, test, layers, target, baselines, path_from, fine_tune)
     study.check()
     amounts, seeds, values = _amounts(amounts), _seeds(seeds), _values(value)
     rows: list[dict[str, Any]] = []
@@ -133,6 +134,7 @@ class _Study:
     layers: LayerSpec
     target: Target | str
     baselines: Baseline | list[Any]
+    path_from: LayerSpec
     fine_tune: FineTune
 
     def check(self) -> None:
@@ -162,9 +164,8 @@ class _Study:
         """Units by a criterion; a function gets a copy of the model."""
         with seeded(seed):
             if isinstance(criterion, str):
-                return unit_scores(
-                    model, self.train, self.layers, criterion, target=self.target, baselines=self.baselines, seed=seed
-                )
+                return unit_scores(model, self.train, self.layers, criterion, target=self.target,
+                                   baselines=self.baselines, path_from=self.path_from, seed=seed)  # fmt: skip
             return criterion(_copied(model), self.train, self.layers) if callable(criterion) else criterion
 
     def pruned(
@@ -174,7 +175,8 @@ class _Study:
         model = _copied(whole)
         with seeded(seed):
             inputs = self._first("train", self.train, device_of(model))
-            found = prune_units(model, ranking, amount=amount, value=value, inputs=inputs, baselines=self.baselines)
+            found = prune_units(model, ranking, amount=amount, value=value, inputs=inputs,
+                                baselines=self.baselines, path_from=self.path_from)  # fmt: skip
             units = sum(map(len, found.units.values()))
             rows = [(False, units, score(model, self.test))]
             if self.fine_tune is None:

@@ -85,7 +85,9 @@ def test_rows_are_what_pruning_by_hand_gives() -> None:
     assert row.units == 4 + 3
 
 
-@pytest.mark.parametrize("option", [{"baselines": 1.5}, {"target": 1}, {"value": "baseline"}, {"layers": ["1"]}])
+@pytest.mark.parametrize(
+    "option", [{"baselines": 1.5}, {"target": 1}, {"path_from": "0"}, {"value": "baseline"}, {"layers": ["1"]}]
+)
 def test_options_reach_the_work(option: dict[str, Any]) -> None:
     common: dict[str, Any] = {"criteria": ["gradient_x_difference"], "amounts": [0.1, 0.3, 0.5, 0.7]}
     assert experiment(**common, **option).loss.tolist() != experiment(**common).loss.tolist()
