@@ -126,7 +126,7 @@ class Examples:
         parts = []
         for first in range(0, self.batch, self.runner.rows):
             which = torch.arange(first, min(first + self.runner.rows, self.batch), device=self.device)
-            parts.append(_read(reading, self._called(which), which))
+            parts.append(reading(self._called(which), which))
         return torch.cat(parts)
 
     def held(self, sets: int, masks: Masks, reading: Reading) -> Tensor:
@@ -195,7 +195,7 @@ class Examples:
             try:
                 return self._call(examples, masks, sets, values, reading, shared=True)
             except Exception:
-                self._noted(examples, masks, good=False)
+                self.runner._shared[self._key(examples, masks)] = False
         return self._call(examples, masks, sets, values, reading, shared=False)
 
     def _call(
@@ -223,7 +223,7 @@ class Examples:
 
         with substitute(self.runner.modules, list(infos), put):
             output = self._called(examples if shared else rows)
-        found = _read(reading, output, rows)
+        found = reading(output, rows)
         return found.reshape(sets, count, *found.shape[1:])
 
     def _called(self, examples: Tensor) -> Any:
@@ -247,9 +247,6 @@ class Examples:
             else:
                 self.runner._shared[key] = _same(slow, fast)
         return self.runner._shared[key]
-
-    def _noted(self, examples: Tensor, masks: Mapping[str, Tensor], *, good: bool) -> None:
-        self.runner._shared[self._key(examples, masks)] = good
 
     def _key(self, examples: Tensor, masks: Mapping[str, Tensor]) -> tuple[Any, ...]:
         return (len(examples), *masks)
@@ -342,13 +339,6 @@ def _patterns(mask: Tensor) -> Tensor:
     trial[1] = True
     trial[2, ::2] = True
     return trial
-
-
-def _read(reading: Reading, output: Any, rows: Tensor) -> Tensor:
-    found = reading(output, rows)
-    if len(found) != len(rows):
-        raise ConductanceError(f"the target gave {len(found)} numbers for {len(rows)} rows; expected one a row")
-    return found
 
 
 def _same(first: Tensor, second: Tensor) -> bool:

@@ -3,11 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
 
-from conductance.analysis import UnitEffects, baseline_values, unit_effects
+from conductance.analysis import UnitEffects, ablation_curve, baseline_values, unit_effects
 from conductance.errors import UnknownLayerError
 from tests.analysis.ablations import at_baseline, literal_effects
 from tests.helpers import AttentionNet, ChunkNet, ConvNet, ResidualNet, TwoInputNet, normal, seeded
@@ -114,6 +115,26 @@ def test_effects_are_those_of_a_literal_loop(
     assert_near(zero[layer], literal_effects(model, inputs, layer, LABELS, axis=axis))
     assert_near(baseline[layer], literal_effects(model, inputs, layer, LABELS, start=start, axis=axis))
     assert rows is None or max(seen) <= max(rows, 2)  # a model is tried with two rows
+
+
+class Opposed(nn.Module):
+    """Two units that cancel: held together they do nothing. The first row is read for all, if a prefix is shared."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.hidden(x)
+        first = hidden.gather(1, torch.tensor([[0, 1]]).expand(len(x), 2))
+        output: Tensor = first[:, :1] - first[:, 1:] + 0 * hidden[:, :1]
+        return output
+
+
+def test_units_that_cancel_do_not_hide_that_nothing_can_be_shared() -> None:
+    x = torch.full((1, 2), 3.0, dtype=torch.float64)
+    found = unit_effects(Opposed(), [x], "hidden", target=0, value="zero")
+    assert found["hidden"].tolist() == [[3.0, -3.0]]
 
 
 def test_what_lies_before_the_layer_runs_once_for_all_units() -> None:
@@ -242,8 +263,17 @@ def test_token_ids_begin_at_their_embedding() -> None:
         hidden = model.get_submodule("fc")(model.get_submodule("words")(part))
         change = (torch.tanh(hidden) - torch.tanh(bias)).mean(1)
         assert_near(found["fc"][rows], change * weight[1])
-    values = baseline_values(model, ids, "fc", baselines=torch.tensor(0.0), path_from="words")
+    values = baseline_values(model, ids, "fc", baselines=torch.tensor(0.0))
     torch.testing.assert_close(values["fc"], bias.expand(3, 7))
+    # from another point on
+    last = model.get_parameter("head.bias")
+    values = baseline_values(model, ids, "head", baselines=torch.tensor(0.0), path_from="fc")
+    assert_near(values["head"], last)
+    found = unit_effects(model, [ids], "head", target=1, baselines=torch.tensor(0.0), path_from="fc")
+    assert_near(found["head"][:, 1], model(ids)[:, 1] - last[1])
+    ranking = pd.DataFrame({"layer": "head", "unit": [1, 0, 2, 3]})
+    curve = ablation_curve(model, [ids], ranking, target=1, baselines=torch.tensor(0.0), path_from="fc")
+    assert curve["score"][1] == pytest.approx(float(last[1]), abs=1e-12)
 
 
 def test_baseline_values_are_the_activation_there() -> None:
