@@ -7,6 +7,8 @@ from conductance.analysis.graph_paths import FlowPath, backbone, strongest_paths
 from conductance.analysis.measures import MEASURES, compare_measures, measure_values, unit_scores
 from conductance.analysis.plot_graph import plot_flow_graph
 from conductance.analysis.plots import plot_layer_bars, plot_top_units, plot_unit_map
+from conductance.analysis.pruning import PrunedUnits, prune_units
+from conductance.analysis.pruning_study import pruning_experiment
 from conductance.analysis.ranking import layer_importance, rank_units
 from conductance.analysis.report import write_report
 from conductance.analysis.responses import strongest_examples, top_unit_by_group, unit_map
@@ -14,6 +16,7 @@ from conductance.analysis.responses import strongest_examples, top_unit_by_group
 __all__ = [
     "MEASURES",
     "FlowPath",
+    "PrunedUnits",
     "UnitEffects",
     "ablation_curve",
     "backbone",
@@ -28,6 +31,8 @@ __all__ = [
     "plot_layer_bars",
     "plot_top_units",
     "plot_unit_map",
+    "prune_units",
+    "pruning_experiment",
     "rank_units",
     "read_graph",
     "strongest_examples",

@@ -11,7 +11,19 @@ import captum
 import torch
 import typer
 
-from tests.benchmarks import ablation, accuracy, captum_table, edges, finer, imports, measures, memory, speed, weights
+from tests.benchmarks import (
+    ablation,
+    accuracy,
+    captum_table,
+    edges,
+    finer,
+    imports,
+    measures,
+    memory,
+    pruning,
+    speed,
+    weights,
+)
 from tests.benchmarks.tables import Table
 
 BENCHMARKS: dict[str, Callable[[bool], Iterable[Table]]] = {
@@ -24,6 +36,7 @@ BENCHMARKS: dict[str, Callable[[bool], Iterable[Table]]] = {
     "measures": lambda quick: measures.run(quick=quick),
     "edges": lambda quick: edges.run(quick=quick),
     "ablation": lambda quick: ablation.run(quick=quick),
+    "pruning": lambda quick: pruning.run(quick=quick),
 }
 Names = Annotated[list[str] | None, typer.Argument(help=f"Any of {', '.join(BENCHMARKS)}; all if none is named.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Fewer images, smaller inputs.")]
