@@ -96,11 +96,12 @@ def test_batches_of_other_tolerances_and_targets_are_ranked_together() -> None:
 
 def test_a_data_set_of_a_network_is_ranked_by_class() -> None:
     """Each class is read by units of its own, so that these come first."""
-    model = nn.Sequential(nn.Linear(4, 6, bias=False), nn.ReLU(), nn.Linear(6, 2, bias=False)).double()
+    first, last = nn.Linear(4, 6, bias=False), nn.Linear(6, 2, bias=False)
     with torch.no_grad():
-        model[0].weight.abs_()
-        model[2].weight.zero_()
-        model[2].weight[0, 4], model[2].weight[1, 1] = 2.0, 3.0
+        first.weight.abs_()
+        last.weight.zero_()
+        last.weight[0, 4], last.weight[1, 1] = 2.0, 3.0
+    model = nn.Sequential(first, nn.ReLU(), last).double()
     x, y = torch.rand(9, 4).double(), torch.arange(9) % 2
     stats = cd.dataset_conductance(model, [(x[:5], y[:5]), (x[5:], y[5:])], ["1"], target="label", group_by="label")
     found = rank_units(stats, top=1, groups=True)

@@ -324,7 +324,7 @@ def test_what_does_not_add_up_is_refused_and_changes_nothing() -> None:
     before = stats.to_dataframe()
     few = make(3)
     fewer = {name: one for name, one in few.info.items() if name != "conv"}
-    narrow = {
+    narrow: dict[str, Any] = {
         field: {name: one for name, one in getattr(few, field).items() if name in fewer}
         for field in ("conductance", "unit_error", "error", "spread")
     }
