@@ -320,3 +320,15 @@ def test_statistics_of_another_model_do_not_merge(model: nn.Sequential) -> None:
         model.get_parameter("3.weight").mul_(1.001)
     with pytest.raises(ValueError, match=r"weights is '[0-9a-f]{16}', not '[0-9a-f]{16}'"):
         first.merge_state(stats_of(model))
+
+
+def test_warnings_point_at_the_call(model: nn.Sequential) -> None:
+    with torch.no_grad():
+        model.get_parameter("3.bias")[1] = 50.0
+    for run in (
+        lambda: cd.dataset_conductance(model, [X], ["1"], target=1),
+        lambda: cd.total_conductance(model, X, target=1),
+    ):
+        with pytest.warns(UserWarning, match="confident") as caught:
+            run()
+        assert [one.filename for one in caught] == [__file__]
