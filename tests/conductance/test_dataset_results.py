@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import conductance as cd
-from conductance.dataset_results import DatasetConductance, LayerStatistics
+from conductance.dataset_results import DatasetConductance
+from conductance.dataset_statistics import LayerStatistics
 from tests.conductance.made_results import SHAPES, make
 
 EXAMPLES = 11
