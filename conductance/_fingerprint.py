@@ -32,9 +32,9 @@ def fingerprint(model: Callable[..., Any]) -> dict[str, str]:
     digest = hashlib.sha256()
     for name, tensor in chain(model.named_parameters(), model.named_buffers()):
         digest.update(name.replace("_orig_mod.", "").encode())  # as torch.compile calls what it wrapped
-        digest.update(_sample(tensor.detach()))
+        digest.update(_sample(tensor))
     inner = getattr(model, "_orig_mod", model)
-    return {"model": type(inner).__name__, "weights": digest.hexdigest()[:16]}
+    return {"model": type(inner).__name__, "weights_fingerprint": digest.hexdigest()[:16]}
 
 
 def _sample(tensor: Tensor) -> bytes:
@@ -43,6 +43,6 @@ def _sample(tensor: Tensor) -> bytes:
     told = f"{tuple(tensor.shape)} {tensor.dtype}".encode()
     if tensor.is_meta or tensor.layout is not torch.strided or not tensor.numel():
         return told
-    flat = tensor.reshape(-1)
+    flat = tensor.detach().reshape(-1)
     some = flat[:: max(1, flat.numel() // LOOKED_AT)]
     return told + some.cpu().contiguous().view(torch.uint8).numpy().tobytes()

@@ -79,7 +79,7 @@ def dataset_conductance(
     -------
     DatasetConductance
         Can be merged, saved, given more results, and ranked by ``analysis.rank_units`` and
-        ``analysis.layer_importance``. ``settings["weights"]`` is a fingerprint of the model's weights, so that
+        ``analysis.layer_importance``. ``settings["weights_fingerprint"]`` tells models apart, so that
         statistics of another model are not merged.
 
     Raises

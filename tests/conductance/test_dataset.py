@@ -1,7 +1,9 @@
 """Conductance over a loader: what each option does, what is left after an interrupt, and what is refused."""
 
+import copy
 import warnings
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -10,16 +12,18 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import conductance as cd
+from conductance._fingerprint import fingerprint
 from conductance.errors import ConvergenceWarning
 
-X = torch.randn(11, 1, 4, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+X = torch.randn(11, 1, 3, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 Y = torch.tensor([2, 0, 1, 1, 2, 0, 0, 2, 1, 2, 0])
-EXACT: dict[str, Any] = {"rtol": 1e-9}
+#: The same points of every path, in whatever batch it is.
+SAME: dict[str, Any] = {"n_steps": 9}
 
 
 @pytest.fixture
 def model() -> nn.Sequential:
-    last = nn.Linear(36, 4)
+    last = nn.Linear(18, 4)
     with torch.no_grad():
         last.weight.mul_(3.0)
     return nn.Sequential(nn.Conv2d(1, 3, 2), nn.ReLU(), nn.Flatten(), last).double().eval()
@@ -30,26 +34,26 @@ def loader(batch_size: int = 4, **options: Any) -> DataLoader[Any]:
 
 
 def assert_means(stats: cd.DatasetConductance, total: cd.TotalConductance, examples: Any, group: Any = None) -> None:
-    """Exactly solved networks: other batches give the same up to rounding."""
+    """Other batches give the same up to rounding."""
     found = stats.compute(group)
     assert list(found) == total.layers
     for layer, one in found.items():
         values = total.per_unit(layer)[examples]
-        assert values.abs().max() > 0.01
+        assert values.abs().max() > 0
         torch.testing.assert_close(one.mean, values.mean(0), rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(one.mean_abs, values.abs().mean(0), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 11])
+@pytest.mark.parametrize("batch_size", [2, 11])
 def test_labels_are_explained_and_group(model: nn.Sequential, batch_size: int) -> None:
-    stats = cd.dataset_conductance(model, loader(batch_size), target="label", group_by="label", **EXACT)
-    total = cd.total_conductance(model, X, target=Y, **EXACT)
+    stats = cd.dataset_conductance(model, loader(batch_size), target="label", group_by="label", **SAME)
+    total = cd.total_conductance(model, X, target=Y, **SAME)
     assert_means(stats, total, slice(None))
     assert stats.groups == [0, 1, 2]
     for group in stats.groups:
         assert_means(stats, total, group == Y, group)
     assert (stats.count, stats.left_out, stats.interrupted) == (11, 0, False)
-    kept = {"target": "label", "group_by": "label", "model": "Sequential", "rtol": 1e-9, "n_steps": None}
+    kept = {"target": "label", "group_by": "label", "model": "Sequential", "rtol": None, "n_steps": 9}
     assert kept.items() <= stats.settings.items()
 
 
@@ -57,8 +61,8 @@ def test_predictions_are_explained_and_group(model: nn.Sequential) -> None:
     with torch.no_grad():
         classes = model(X).argmax(1)
     assert len(classes.unique()) > 1
-    stats = cd.dataset_conductance(model, loader(), target="predicted", group_by="predicted", **EXACT)
-    total = cd.total_conductance(model, X, target=classes, **EXACT)
+    stats = cd.dataset_conductance(model, loader(), target="predicted", group_by="predicted", **SAME)
+    total = cd.total_conductance(model, X, target=classes, **SAME)
     assert_means(stats, total, slice(None))
     assert stats.groups == classes.unique().tolist()
     assert_means(stats, total, classes == classes[0], int(classes[0]))
@@ -68,11 +72,11 @@ def test_a_callable_groups_by_inputs_and_labels(model: nn.Sequential) -> None:
     def by(inputs: Any, labels: Tensor | None) -> list[Any]:
         assert labels is not None
         return [
-            ("bright" if one.flatten()[0] > 0 else "dark", int(y) > 1) for one, y in zip(inputs, labels, strict=True)
+            ("bright" if one.flatten()[7] > 0 else "dark", int(y) > 1) for one, y in zip(inputs, labels, strict=True)
         ]
 
-    stats = cd.dataset_conductance(model, loader(), target=1, group_by=by, **EXACT)
-    total = cd.total_conductance(model, X, target=1, **EXACT)
+    stats = cd.dataset_conductance(model, loader(), target=1, group_by=by, **SAME)
+    total = cd.total_conductance(model, X, target=1, **SAME)
     expected = by(X, Y)
     assert stats.groups == sorted(set(expected))
     assert len(stats.groups) == 4
@@ -132,7 +136,7 @@ def test_predictions_take_additional_arguments_in_calls_of_bounded_size() -> Non
     class Scaled(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.inner = nn.Linear(20, 3, dtype=torch.float64)
+            self.inner = nn.Linear(12, 3, dtype=torch.float64)
 
         def forward(self, x: Tensor, scale: Tensor, power: int = 1) -> Any:
             rows.append(len(x))
@@ -140,20 +144,20 @@ def test_predictions_take_additional_arguments_in_calls_of_bounded_size() -> Non
 
     model, extra = Scaled(), {"scale": torch.tensor([1.0, -2.0, 0.5]).double(), "power": 2}
     stats = cd.dataset_conductance(
-        model, [X], target="predicted", additional_forward_args=extra, internal_batch_size=4, fixed=("scale",), **EXACT
+        model, [X], target="predicted", additional_forward_args=extra, internal_batch_size=4, fixed=("scale",), **SAME
     )
     assert max(rows) <= 4
     total = cd.total_conductance(
-        model, X, target=model(X, **extra).argmax(1), additional_forward_args=extra, fixed=("scale",), **EXACT
+        model, X, target=model(X, **extra).argmax(1), additional_forward_args=extra, fixed=("scale",), **SAME
     )
     assert_means(stats, total, slice(None))
 
 
 def test_dict_batches_and_one_pass_iterators(model: nn.Sequential) -> None:
-    expected = cd.dataset_conductance(model, loader(), target="label", **EXACT)
+    expected = cd.dataset_conductance(model, loader(), target="label", **SAME)
     dicts = [{"input": X[:7], "labels": Y[:7]}, {"input": X[7:], "labels": Y[7:]}]
     for given in (dicts, iter(dicts)):
-        stats = cd.dataset_conductance(model, given, target="label", **EXACT)
+        stats = cd.dataset_conductance(model, given, target="label", **SAME)
         assert stats.count == 11
         torch.testing.assert_close(stats.compute()["1"].mean, expected.compute()["1"].mean, rtol=1e-9, atol=1e-12)
 
@@ -182,10 +186,10 @@ def test_an_interrupted_loader_leaves_what_was_finished(model: nn.Sequential) ->
         raise KeyboardInterrupt
 
     with pytest.warns(ConvergenceWarning, match="interrupted: the statistics are of 5 examples"):
-        stats = cd.dataset_conductance(model, batches(), target="label", group_by="label", **EXACT)
+        stats = cd.dataset_conductance(model, batches(), target="label", group_by="label", **SAME)
     assert stats.interrupted
     assert stats.count == 5
-    assert_means(stats, cd.total_conductance(model, X[:5], target=Y[:5], **EXACT), slice(None))
+    assert_means(stats, cd.total_conductance(model, X[:5], target=Y[:5], **SAME), slice(None))
 
 
 def test_an_interrupted_batch_leaves_its_finished_examples(model: nn.Sequential) -> None:
@@ -198,11 +202,11 @@ def test_an_interrupted_batch_leaves_its_finished_examples(model: nn.Sequential)
         return output[:, 2]
 
     after = 10**9
-    cd.dataset_conductance(model, [X[:4]], target=target, internal_batch_size=40, **EXACT)
+    cd.dataset_conductance(model, [X[:4]], target=target, internal_batch_size=40, rtol=1e-7)
     first, after = len(calls), len(calls) + 12
     calls.clear()
     with pytest.warns(ConvergenceWarning, match="interrupted"):
-        stats = cd.dataset_conductance(model, [X[:4], X[4:], X], target=target, internal_batch_size=40, **EXACT)
+        stats = cd.dataset_conductance(model, [X[:4], X[4:], X], target=target, internal_batch_size=40, rtol=1e-7)
     assert first < len(calls) == after + 1
     assert stats.interrupted
     assert stats.left_out > 0
@@ -211,7 +215,7 @@ def test_an_interrupted_batch_leaves_its_finished_examples(model: nn.Sequential)
 
 
 def test_missed_tolerances_are_told_once() -> None:
-    model = nn.Sequential(nn.Linear(20, 50), nn.ReLU(), nn.Linear(50, 2)).double()
+    model = nn.Sequential(nn.Linear(12, 50), nn.ReLU(), nn.Linear(50, 2)).double()
     flat = X.flatten(1)
     with pytest.warns(ConvergenceWarning, match="11 of 11 examples did not converge to rtol=1e-09") as caught:
         stats = cd.dataset_conductance(model, [flat[:4], flat[4:]], target=0, rtol=1e-9, max_evaluations=5)
@@ -318,7 +322,7 @@ def test_statistics_of_another_model_do_not_merge(model: nn.Sequential) -> None:
         first.merge_state(stats_of(model, baselines=1.0))
     with torch.no_grad():
         model.get_parameter("3.weight").mul_(1.001)
-    with pytest.raises(ValueError, match=r"weights is '[0-9a-f]{16}', not '[0-9a-f]{16}'"):
+    with pytest.raises(ValueError, match=r"weights_fingerprint is '[0-9a-f]{16}', not '[0-9a-f]{16}'"):
         first.merge_state(stats_of(model))
 
 
@@ -332,3 +336,21 @@ def test_warnings_point_at_the_call(model: nn.Sequential) -> None:
         with pytest.warns(UserWarning, match="confident") as caught:
             run()
         assert [one.filename for one in caught] == [__file__]
+
+
+def test_the_fingerprint_is_of_the_weights() -> None:
+    model = nn.Sequential(nn.Linear(300, 2), nn.BatchNorm1d(2), nn.LazyLinear(3))
+    first = fingerprint(model)
+    assert fingerprint(copy.deepcopy(model)) == first
+    compiled = nn.Module()
+    compiled.add_module("_orig_mod", model)  # as torch.compile wraps a model
+    assert fingerprint(compiled) == first
+    for changed in ("0.weight", "1.running_mean", "1.num_batches_tracked"):
+        other = copy.deepcopy(model)
+        tensor = dict(chain(other.named_parameters(), other.named_buffers()))[changed]
+        with torch.no_grad():
+            tensor.add_(1)
+        assert fingerprint(other) != first
+    assert fingerprint(copy.deepcopy(model).to(torch.bfloat16)) != first
+    assert fingerprint(nn.Linear(3, 2, device="meta"))["model"] == "Linear"
+    assert fingerprint(len) == {"model": "len"}
