@@ -8,6 +8,7 @@ from conductance.analysis.plots import plot_layer_bars, plot_top_units, plot_uni
 from conductance.analysis.ranking import layer_importance, rank_units
 from conductance.analysis.report import write_report
 from conductance.analysis.responses import strongest_examples, top_unit_by_group, unit_map
+from conductance.analysis.saturation import saturation_curve, saturation_point
 
 __all__ = [
     "FlowPath",
@@ -21,6 +22,8 @@ __all__ = [
     "plot_unit_map",
     "rank_units",
     "read_graph",
+    "saturation_curve",
+    "saturation_point",
     "strongest_examples",
     "strongest_paths",
     "top_unit_by_group",
