@@ -3,8 +3,10 @@
 from conductance.analysis.graph import compare_graphs, flow_graph
 from conductance.analysis.graph_files import read_graph, write_graph
 from conductance.analysis.graph_paths import FlowPath, backbone, strongest_paths
+from conductance.analysis.plot_curves import plot_ablation_curve, plot_pruning_curves, plot_saturation_curve
 from conductance.analysis.plot_graph import plot_flow_graph
-from conductance.analysis.plots import plot_layer_bars, plot_top_units, plot_unit_map
+from conductance.analysis.plot_maps import plot_token_map, plot_unit_map
+from conductance.analysis.plots import plot_layer_bars, plot_top_units
 from conductance.analysis.ranking import layer_importance, rank_units
 from conductance.analysis.report import write_report
 from conductance.analysis.responses import strongest_examples, top_unit_by_group, unit_map
@@ -16,8 +18,12 @@ __all__ = [
     "compare_graphs",
     "flow_graph",
     "layer_importance",
+    "plot_ablation_curve",
     "plot_flow_graph",
     "plot_layer_bars",
+    "plot_pruning_curves",
+    "plot_saturation_curve",
+    "plot_token_map",
     "plot_top_units",
     "plot_unit_map",
     "rank_units",

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from conductance.analysis._graph_layout import shown_part
 from conductance.analysis.plot_graph import plot_flow_graph
-from conductance.analysis.plots import plot_layer_bars, plot_unit_map
+from conductance.analysis.plot_maps import plot_unit_map
+from conductance.analysis.plots import plot_layer_bars
 from conductance.analysis.ranking import layer_importance, rank_units
 from conductance.analysis.responses import strongest_examples, unit_map
 from conductance.neuron_results import NeuronConductance

@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgb, to_rgba
 from matplotlib.figure import Figure
 
 from conductance.analysis import layer_importance, plot_layer_bars, plot_top_units, plot_unit_map, rank_units
-from conductance.analysis.plots import NEGATIVE, NEUTRAL, POSITIVE
+from conductance.analysis._drawing import NEGATIVE, NEUTRAL, POSITIVE
 from tests.analysis.results import CONV, random_result, renamed
 
 LONG = "encoder.blocks.11.attention.output.dense5"
@@ -82,15 +82,20 @@ def test_names_are_drawn_whole_and_as_they_are(plot: Any, name: str) -> None:
     assert ax.get_window_extent().width > 0.25 * figure.bbox.width
 
 
-def test_legend_lies_above_the_bars() -> None:
-    ax = plot_top_units(random_result())
+@pytest.mark.parametrize("size", [None, 8, 16])
+def test_legend_lies_below_the_label_and_leaves_room_for_a_title(size: int | None) -> None:
+    with plt.rc_context({} if size is None else {"font.size": size}):
+        ax = plot_top_units(random_result())
+        ax.set_title("What carries the output")
     figure = ax.get_figure()
     assert figure is not None
     figure.canvas.draw()
     legend = ax.get_legend()
     assert legend is not None
-    assert legend.get_window_extent().y0 >= ax.get_window_extent().y1 - 1
-    assert legend.get_window_extent().x1 <= figure.bbox.x1
+    box, title = legend.get_window_extent(), ax.title.get_window_extent()
+    assert 0 <= box.y0 < box.y1 <= ax.xaxis.label.get_window_extent().y0
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+    assert ax.get_window_extent().y1 <= title.y0 < title.y1 <= figure.bbox.y1
 
 
 def test_unit_map_is_coloured_by_sign_and_size() -> None:

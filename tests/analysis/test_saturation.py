@@ -38,13 +38,13 @@ def net() -> tuple[Net, tuple[Tensor, Tensor]]:
 def values(curve: pd.DataFrame, quantity: str, layer: str = "") -> np.ndarray[Any, Any]:
     """Give ``(examples, steps)`` of one quantity."""
     own = curve[(curve["quantity"] == quantity) & (curve["layer"] == layer)]
-    found: np.ndarray[Any, Any] = own.pivot(index="example", columns="alpha", values="value").to_numpy()
+    found: np.ndarray[Any, Any] = np.asarray(own.pivot(index="example", columns="alpha", values="value"))
     return found
 
 
 def integral(curve: pd.DataFrame, layer: str) -> np.ndarray[Any, Any]:
     alphas = curve["alpha"].unique()
-    return np.trapezoid(values(curve, "integrand", layer), alphas, axis=1)
+    return np.asarray(np.trapezoid(values(curve, "integrand", layer), alphas, axis=1))
 
 
 def test_square() -> None:
