@@ -21,7 +21,7 @@ POSITIVE, NEGATIVE, NEUTRAL, FAINT = "#2f7ed8", "#e8790c", "#a3adb8", "#6b7683"
 SERIES = (POSITIVE, NEGATIVE, "#149a75", "#c765a8", "#9a8600", "#37b0e0", "#8f6fe0", "#c2504a")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 #: Opacity of a band, and points of a curve up to which they are marked.
-BAND, _FEW = 0.2, 24
+BAND, _FEW = 0.3, 24
 
 
 def new_axes(width: float, height: float) -> "Axes":
@@ -44,26 +44,27 @@ def legend_label(name: str | None) -> str:
     return "_nolegend_" if name is None else " " + name if name.startswith("_") else name
 
 
-def legend_below(ax: "Axes", handles: Sequence[Any] | None = None) -> None:
-    """Put the legend below the label of the x axis, where it hides nothing, in as many columns as have room."""
+def legend_below(ax: "Axes", handles: Sequence[Any], *, grow: bool = False) -> None:
+    """Put the legend below the label of the x axis, where it hides nothing, in as many columns as have room.
+
+    ``grow`` makes the figure higher by what more than two rows take.
+    """
     from matplotlib import rcParams
     from matplotlib.font_manager import FontProperties
     from matplotlib.transforms import ScaledTranslation
 
     figure: Any = ax.get_figure()
-    handles = ax.get_legend_handles_labels()[0] if handles is None else handles
-    if not handles:
-        return
     size = FontProperties(size=rcParams["xtick.labelsize"]).get_size_in_points()
     down = 11.0 + 1.3 * (size + FontProperties(size=rcParams["axes.labelsize"]).get_size_in_points())
-    letters = max(len(str(handle.get_label())) for handle in handles) + 6
-    room = ax.get_position().width * figure.bbox.width / figure.dpi * 72 / (0.5 * size)
+    letters = max(len(str(handle.get_label())) for handle in handles) + 8
+    points = ax.get_position().width * figure.bbox.width / figure.dpi * 72
+    columns = int(min(len(handles), max(1, points // (0.46 * size * letters))))
     ax.legend(
         handles=list(handles),
         loc="upper right",
         bbox_to_anchor=(1.0, 0.0),
         bbox_transform=ax.transAxes + ScaledTranslation(0.0, -down / 72, figure.dpi_scale_trans),
-        ncols=int(min(len(handles), max(1, room // letters))),
+        ncols=columns,
         frameon=False,
         fontsize="small",
         columnspacing=1.2,
@@ -71,6 +72,8 @@ def legend_below(ax: "Axes", handles: Sequence[Any] | None = None) -> None:
         borderaxespad=0.0,
     )
     plain_text(ax)
+    if grow:
+        figure.set_figheight(figure.get_figheight() + 1.4 * size / 72 * max(0, -(-len(handles) // columns) - 2))
 
 
 def open_frame(ax: "Axes") -> None:
@@ -80,9 +83,13 @@ def open_frame(ax: "Axes") -> None:
 
 def places_that_fit(ax: "Axes", count: int) -> slice:
     """Say which of some labels one below the other have room: all, or every n-th."""
+    from matplotlib import rcParams
+    from matplotlib.font_manager import FontProperties
+
     figure: Any = ax.get_figure()
     points = ax.get_position().height * figure.bbox.height / figure.dpi * 72
-    return slice(None, None, max(1, int(np.ceil(8.0 * count / max(points, 1.0)))))
+    size = FontProperties(size=rcParams["ytick.labelsize"]).get_size_in_points()
+    return slice(None, None, max(1, int(np.ceil(1.15 * size * count / max(points, 1.0)))))
 
 
 def line_style(points: int, number: int) -> dict[str, Any]:

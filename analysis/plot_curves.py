@@ -34,8 +34,12 @@ FIRST, LAST, RANDOM = "most important first", "least important first", "random"
 _ABLATION = ("order", "seed", "share")
 _PRUNING = ("criterion", "amount", "seed", "fine_tuned")
 _LABELS = {"score": "mean target", "accuracy": "accuracy", "loss": "loss"}
+#: Inches of a new figure.
+_SIZE = (7.0, 4.2)
 #: Curves of layers that differ by less than this share of their largest value are drawn as one.
 _ALIKE = 0.03
+#: Letters up to which the names of layers that share a curve are all written.
+_NAMED = 40
 #: Layers that are told apart by colour; more are drawn in grey.
 _MOST_LAYERS = len(SERIES) - 1
 
@@ -84,7 +88,8 @@ def plot_ablation_curve(
     """
     check_choice("y", y, ("score", "accuracy"))
     curves = _checked_curves(curve, y)
-    ax = new_axes(7.0, 4.2) if ax is None else ax
+    made = ax is None
+    ax = new_axes(*_SIZE) if ax is None else ax
     random: list[pd.DataFrame] = []
     for number, (name, table) in enumerate(curves.items()):
         orders = {str(order): _by_seed(own, "share", y) for order, own in table.groupby("order", sort=False)}
@@ -95,12 +100,11 @@ def plot_ablation_curve(
                 draw_range(ax, orders[order], label, style | {"linestyle": dash})
         if RANDOM in orders and not any(orders[RANDOM].equals(other) for other in random):
             random.append(orders[RANDOM])
-            counted = f"random order, mean and range of {orders[RANDOM].shape[1]}"
-            style = {"color": NEUTRAL, "linewidth": 1.4, "zorder": 1.5}
-            draw_range(ax, orders[RANDOM], counted if len(random) == 1 else None, style)
+    for number, orders_of_chance in enumerate(random):
+        _draw_random(ax, orders_of_chance, labelled=number == 0)
     ax.set_xlabel("share of the units ablated")
-    dashed = "dashed: least important first" if any((table["order"] == LAST).any() for table in curves.values()) else ""
-    return _finished(ax, y, dashed if "" not in curves else "")
+    several = "" not in curves and any((table["order"] == LAST).any() for table in curves.values())
+    return _finished(ax, y, "dashed: least important first" if several else "", grow=made)
 
 
 def plot_saturation_curve(
@@ -157,17 +161,18 @@ def plot_saturation_curve(
     points = saturation_point(curve)
     own = curve[curve["quantity"] == INTEGRAND]
     names = _chosen(own["layer"].unique().tolist(), layers)
-    ax = new_axes(7.0, 4.2) if ax is None else ax
+    made = ax is None
+    ax = new_axes(*_SIZE) if ax is None else ax
     _draw_output(ax, _by_example(curve[curve["quantity"] == OUTPUT]), float(points["alpha"].median()))
     norm = curve[curve["quantity"] == GRADIENT_NORM]
     if len(norm):
         relative = _relative(_by_example(norm))
-        ax.plot(relative.index, relative, label="gradient norm", color=FAINT, linestyle=":", linewidth=2.0)
+        ax.plot(relative.index, relative, label="gradient norm", color=FAINT, linestyle=":", linewidth=2.0, zorder=2.5)
     _draw_layers(ax, {name: _relative(_by_example(own[own["layer"] == name])) for name in names})
     ax.set_xlabel("place on the path: baseline 0, input 1")
-    ax.set_ylabel("share of the change; others over their largest")
+    ax.set_ylabel("relative size")
     open_frame(ax)
-    legend_below(ax)
+    legend_below(ax, ax.get_legend_handles_labels()[0], grow=made)
     return ax
 
 
@@ -210,7 +215,8 @@ def plot_pruning_curves(
     check_choice("y", y, ("accuracy", "loss"))
     check_table(experiment, (*_PRUNING, y), "experiment", "pruning_experiment")
     _check_numbers(experiment, y, "experiment", "draw the other one of accuracy and loss")
-    ax = new_axes(7.0, 4.2) if ax is None else ax
+    made = ax is None
+    ax = new_axes(*_SIZE) if ax is None else ax
     names = experiment["criterion"].astype(str)
     if "value" in experiment and experiment["value"].nunique() > 1:
         names = names + ", held at " + experiment["value"].astype(str)
@@ -221,7 +227,7 @@ def plot_pruning_curves(
             label = None if tuned and not own["fine_tuned"].all() else name
             draw_range(ax, table, label, line_style(len(table), number) | {"linestyle": "--" if tuned else "-"})
     ax.set_xlabel("share of the units pruned")
-    return _finished(ax, y, "dashed: after fine-tuning" if experiment["fine_tuned"].any() else "")
+    return _finished(ax, y, "dashed: after fine-tuning" if experiment["fine_tuned"].any() else "", grow=made)
 
 
 def _checked_curves(curve: Any, y: str) -> "dict[str, pd.DataFrame]":
@@ -236,6 +242,14 @@ def _checked_curves(curve: Any, y: str) -> "dict[str, pd.DataFrame]":
         check_table(table, (*_ABLATION, y), told, "ablation_curve")
         _check_numbers(table, y, told, "accuracy needs a loader with labels" if y == "accuracy" else "all are NaN")
     return curves
+
+
+def _draw_random(ax: "Axes", table: "pd.DataFrame", *, labelled: bool) -> None:
+    count = table.shape[1]
+    label = f"random order, mean and range of {count}" if count > 1 else "random order"
+    style: dict[str, Any] = {"color": NEUTRAL, "linewidth": 1.4, "zorder": 1.5}
+    marks = {"marker": "."} if len(table) == 1 else {}
+    draw_range(ax, table, label if labelled else None, style | marks)
 
 
 def _check_numbers(table: "pd.DataFrame", column: str, name: str, hint: str) -> None:
@@ -281,9 +295,9 @@ def _relative(table: "pd.DataFrame") -> "pd.Series[float]":
 def _draw_output(ax: "Axes", output: "pd.DataFrame", alpha: float) -> None:
     change = output.iloc[-1] - output.iloc[0]
     made = (output - output.iloc[0]) / change.where(change != 0)
-    reached = f", nine tenths at {alpha:.2f}" if np.isfinite(alpha) else ", which does not change"
-    style = line_style(len(made), 0) | {"linewidth": 2.6}
-    ax.plot(made.index, made.mean(axis=1), label=f"output{reached}", **style)
+    reached = f": 0.9 at {alpha:.2f}" if np.isfinite(alpha) else ": none"
+    style = line_style(len(made), 0) | {"linewidth": 2.6, "zorder": 2.4}
+    ax.plot(made.index, made.mean(axis=1), label=f"output, share of its change{reached}", **style)
     if made.shape[1] > 1:
         low, high = made.quantile(0.1, axis=1), made.quantile(0.9, axis=1)
         ax.fill_between(made.index, low, high, color=SERIES[0], alpha=BAND, linewidth=0)
@@ -299,16 +313,17 @@ def _draw_layers(ax: "Axes", curves: "Mapping[str, pd.Series[float]]") -> None:
         found = next(same, None)
         alike.append([name]) if found is None else found.append(name)
     for number, names in enumerate(alike, 1):
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        together = ", ".join(names)
+        told = together if len(names) == 1 or len(together) <= _NAMED else f"{names[0]} and {len(names) - 1} more"
         values = curves[names[0]]
         if len(alike) <= _MOST_LAYERS:
-            ax.plot(values.index, values, label=f"integrand of {names[0]}{more}", **line_style(len(values), number))
+            ax.plot(values.index, values, label=f"integrand of {told}", **line_style(len(values), number))
             continue
         label = f"integrands of {len(curves)} layers" if number == 1 else None
         ax.plot(values.index, values, label=legend_label(label), color=NEUTRAL, linewidth=0.6, zorder=1.5)
 
 
-def _finished(ax: "Axes", y: str, dashed: str) -> "Axes":
+def _finished(ax: "Axes", y: str, dashed: str, *, grow: bool) -> "Axes":
     """Axes in per cent, and a legend that explains dashed lines where names cannot."""
     from matplotlib.lines import Line2D
     from matplotlib.ticker import PercentFormatter
@@ -321,5 +336,5 @@ def _finished(ax: "Axes", y: str, dashed: str) -> "Axes":
     handles = ax.get_legend_handles_labels()[0]
     if dashed:
         handles.append(Line2D([], [], color=FAINT, linestyle="--", linewidth=1.8, label=dashed))
-    legend_below(ax, handles)
+    legend_below(ax, handles, grow=grow)
     return ax

@@ -21,7 +21,7 @@ _OPACITY = 0.85
 #: Lightness of red, green and blue.
 _LIGHTNESS = np.array([0.299, 0.587, 0.114])
 #: Size of the letters of tokens in points, largest and smallest; width and height of one for its size.
-_LETTERS, _TINY, _WIDE, _HIGH = 10.0, 4.0, 0.602, 1.75
+_LETTERS, _TINY, _WIDE, _HIGH = 10.0, 4.0, 0.62, 1.75
 #: Signs that tokenizers write for a blank or the start of a word, and what is drawn.
 _BLANKS = {"Ġ": "·", "▁": "·", " ": "·", "Ċ": "\\n"}
 

@@ -69,7 +69,7 @@ def plot_layer_bars(layers: "TotalConductance | pd.DataFrame", ax: "Axes | None"
         order = {layer: number for number, layer in enumerate(table["layer"].unique())}
         table = table.sort_values("layer", key=lambda names: names.map(order), kind="stable")
     ax = _bar_axes(len(table)) if ax is None else ax
-    names = _names(table, ("layer", "group"))
+    names = _names(table, "layer")
     _bars(ax, names, table["abs"].to_numpy(), table["sum"].to_numpy(), None)
     _legend(ax, "Σ|C| over units", "sum Σ C")
     return ax
@@ -111,7 +111,7 @@ def plot_top_units(units: "TotalConductance | pd.DataFrame", ax: "Axes | None" =
     whole = _table(units, rank_units, ("layer", "unit", "mean", "mean_abs", "error"))
     table = whole.head(int(top))
     ax = _bar_axes(len(table)) if ax is None else ax
-    names = _names(table, ("layer", "unit", "group"))
+    names = _names(table, "layer", "unit")
     _bars(ax, names, table["mean_abs"].to_numpy(), table["mean"].to_numpy(), table["error"].to_numpy())
     if len(table) < len(whole):
         part = table["mean_abs"].sum() / (whole["mean_abs"].sum() or 1.0)
@@ -141,10 +141,13 @@ def _name_rows(ax: "Axes", names: Sequence[str]) -> None:
     plain_text(ax)
 
 
-def _names(table: "pd.DataFrame", columns: Sequence[str]) -> list[str]:
-    """Join what names a row."""
-    there = [table[column].astype(str) for column in columns if column in table]
-    return [" · ".join(parts) for parts in zip(*there, strict=True)]
+def _names(table: "pd.DataFrame", *columns: str) -> list[str]:
+    """Join what names a row, its group behind it."""
+    parts = (table[column].astype(str) for column in columns)
+    names = [" · ".join(each) for each in zip(*parts, strict=True)]
+    if "group" not in table:
+        return names
+    return [f"{name} ({group})" for name, group in zip(names, table["group"], strict=True)]
 
 
 def _legend(ax: "Axes", size: str, signed: str) -> None:

@@ -1,16 +1,17 @@
 """What is drawn, read off the artists."""
 
+import itertools
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
-import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb, to_rgba
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
-from conductance.analysis import layer_importance, plot_layer_bars, plot_top_units, plot_unit_map, rank_units
+from conductance.analysis import layer_importance, plot_layer_bars, plot_top_units, rank_units
 from conductance.analysis._drawing import NEGATIVE, NEUTRAL, POSITIVE
 from tests.analysis.results import CONV, random_result, renamed
 
@@ -98,37 +99,62 @@ def test_legend_lies_below_the_label_and_leaves_room_for_a_title(size: int | Non
     assert ax.get_window_extent().y1 <= title.y0 < title.y1 <= figure.bbox.y1
 
 
-def test_unit_map_is_coloured_by_sign_and_size() -> None:
-    ax = plot_unit_map(torch.rand(1, 8, 6), torch.tensor([[1.0, -2.0], [0.0, 0.5]]))
-    below, above = ax.images
-    assert np.asarray(below.get_array()).shape == (8, 6)
-    assert list(below.get_extent()) == list(above.get_extent()) == [-0.5, 5.5, 7.5, -0.5]
-    colours = np.asarray(above.get_array())
-    np.testing.assert_allclose(colours[0, 0, :3], to_rgb(POSITIVE))
-    np.testing.assert_allclose(colours[0, 1, :3], to_rgb(NEGATIVE))
-    opacity = colours[..., 3]
-    np.testing.assert_allclose(opacity / opacity.max(), [[0.5, 1.0], [0.0, 0.25]])
+def rows(count: int, layer: str = "conv") -> pd.DataFrame:
+    """Make a table of units, largest first."""
+    sizes = np.linspace(4.0, 0.0, count)
+    columns = {"layer": layer, "unit": np.arange(count), "mean": -sizes / 2, "mean_abs": sizes, "error": 0.1}
+    return pd.DataFrame(columns)
 
 
-def test_limit_sets_the_scale() -> None:
-    ax = plot_unit_map(np.zeros((4, 4)), np.array([[1.0, -8.0]]), limit=4.0)
-    opacity = np.asarray(ax.images[1].get_array())[0, :, 3]
-    np.testing.assert_allclose(opacity / opacity.max(), [0.25, 1.0])
+def test_of_many_units_the_first_are_drawn_and_the_others_counted() -> None:
+    ax = plot_top_units(rows(2000))
+    wide, _ = bars(ax)
+    assert [bar.get_width() for bar in wide] == rows(2000)["mean_abs"][:50].tolist()
+    share = rows(2000)["mean_abs"][:50].sum() / rows(2000)["mean_abs"].sum()
+    assert ax.get_xlabel() == f"mean conductance; first 50 of 2,000 rows: {share:.0%}"
+    assert len(bars(plot_top_units(rows(2000), top=3))[0]) == 3
+    assert plot_top_units(rows(50)).get_xlabel() == "mean conductance"
 
 
-def test_colours_become_greys_of_their_lightness() -> None:
-    image = torch.zeros(3, 1, 3)
-    image[0, 0, 0] = image[1, 0, 1] = image[2, 0, 2] = 1.0
-    drawn = np.asarray(plot_unit_map(image, torch.zeros(2, 2)).images[0].get_array())
-    np.testing.assert_allclose(drawn, [[0.299, 0.587, 0.114]])
+@pytest.mark.parametrize("plot", [plot_layer_bars, plot_top_units])
+def test_groups_are_part_of_the_names(plot: Any) -> None:
+    table = pd.concat([rows(2).assign(group=group, abs=1.0, sum=group) for group in (3, 7)])
+    found = [label.get_text() for label in plot(table).get_yticklabels()]
+    if plot is plot_top_units:
+        assert found == ["conv · 0 (3)", "conv · 1 (3)", "conv · 0 (7)", "conv · 1 (7)"]
+    else:
+        assert found == ["conv (3)", "conv (3)", "conv (7)", "conv (7)"]
 
 
-@pytest.mark.parametrize("shape", [(5, 4), (1, 5, 4), (3, 5, 4)])
-def test_images_with_and_without_a_channel_axis(shape: tuple[int, ...]) -> None:
-    ax = plot_unit_map(torch.rand(shape), torch.zeros(2, 2), Figure().add_subplot())
-    below = ax.images[0]
-    assert np.asarray(below.get_array()).shape == (5, 4)
-    assert below.get_cmap().name == ("gray" if shape[0] == 3 else "gray_r")
+def test_groups_of_a_layer_stand_together() -> None:
+    columns = {"layer": ["b", "a", "b", "a"], "group": [1, 1, 2, 2], "abs": [1.0, 2.0, 3.0, 4.0], "sum": 0.0}
+    ax = plot_layer_bars(pd.DataFrame(columns))
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["b (1)", "b (2)", "a (1)", "a (2)"]
+    assert [bar.get_width() for bar in bars(ax)[0]] == [1.0, 3.0, 2.0, 4.0]
+
+
+@pytest.mark.parametrize("size", [(5.0, 3.0), None])
+def test_two_hundred_layers_have_names_that_do_not_overlap(size: tuple[float, float] | None) -> None:
+    count = 60 if size else 200
+    table = pd.DataFrame({"layer": [f"layer.{n}" for n in range(count)], "abs": 2.0, "sum": 1.0})
+    ax = plot_layer_bars(table, plt.subplots(figsize=size, layout="constrained")[1] if size else None)
+    figure: Any = ax.get_figure()
+    figure.canvas.draw()
+    assert figure.get_figheight() <= 18
+    assert len(bars(ax)[0]) == count
+    boxes = [label.get_window_extent() for label in ax.get_yticklabels()]
+    assert 5 < len(boxes) < count
+    assert all(lower.y1 <= upper.y0 + 2 for upper, lower in itertools.pairwise(boxes))
+    label = ax.get_yticklabels()[1]
+    assert label.get_text() == f"layer.{round(label.get_position()[1])}"
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan])
+def test_zeros_and_missing_numbers_are_drawn_as_nothing(value: float) -> None:
+    table = rows(3).assign(mean=value, mean_abs=value)
+    ax = plot_top_units(table)
+    ax.get_figure().canvas.draw()  # type: ignore[union-attr]
+    assert len(ax.get_yticklabels()) == 3
 
 
 def test_bad_arguments_say_what_is_wrong() -> None:
@@ -136,9 +162,7 @@ def test_bad_arguments_say_what_is_wrong() -> None:
         plot_layer_bars([])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"lacks the columns \['abs', 'sum'\]; pass what layer_importance"):
         plot_layer_bars(rank_units(random_result()))
-    with pytest.raises(ValueError, match=r"image has shape \(2, 5, 4\)"):
-        plot_unit_map(torch.rand(2, 5, 4), torch.zeros(2, 2))
-    with pytest.raises(ValueError, match=r"values has shape \(4,\).*a layer with height and width"):
-        plot_unit_map(torch.rand(5, 4), torch.zeros(4))
-    with pytest.raises(ValueError, match="limit is 0, expected a number above 0"):
-        plot_unit_map(torch.rand(5, 4), torch.zeros(2, 2), limit=0)
+    with pytest.raises(ValueError, match="the table is an empty table"):
+        plot_layer_bars(layer_importance(random_result()).head(0))
+    with pytest.raises(ValueError, match="top must be at least 1, got 0"):
+        plot_top_units(rows(3), top=0)
