@@ -75,7 +75,8 @@ class InnerPath(StraightPath):
         self.starts = [starts_of(one, ends, labels) for one in starts]
         self.per_example = len(several)
 
-    def _given(self, examples: Tensor, moved: dict[Key, Tensor], leaves: list[Tensor]) -> Rows:
+    def given(self, examples: Tensor, moved: dict[Key, Tensor], leaves: list[Tensor]) -> Rows:
+        """Model arguments for rows of some examples, with other tensors in place of those that move."""
         args, kwargs = self.arguments.call(examples, self.batch, {})
         return Rows(args, kwargs, leaves, partial(substitute, self._modules, self._points, partial(_in_place, moved)))
 

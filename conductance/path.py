@@ -148,9 +148,10 @@ class StraightPath:
             leaf = self._moved(key, paths, examples, alphas)
             leaves.append(leaf.requires_grad_() if tangents is None else make_dual(leaf, tangents[number]))
         # copies, so that a model may work on its input in place
-        return self._given(examples, {key: leaf.clone() for key, leaf in zip(self.moving, leaves, strict=True)}, leaves)
+        return self.given(examples, {key: leaf.clone() for key, leaf in zip(self.moving, leaves, strict=True)}, leaves)
 
-    def _given(self, examples: Tensor, moved: dict[Key, Tensor], leaves: list[Tensor]) -> Rows:
+    def given(self, examples: Tensor, moved: dict[Key, Tensor], leaves: list[Tensor]) -> Rows:
+        """Model arguments for rows of some examples, with other tensors in place of those that move."""
         return Rows(*self.arguments.call(examples, self.batch, moved), leaves)
 
     def watched(self) -> AbstractContextManager[None]:

@@ -1,5 +1,6 @@
 """Taps on a model: name the tensors inside it, list them, and receive their activations and gradients."""
 
+from conductance.hooks.ablating import ablate, hold_units
 from conductance.hooks.capturing import Consumer, capture, in_backward
 from conductance.hooks.heads import AttentionPoints, attention_points
 from conductance.hooks.holding import hold
@@ -26,10 +27,12 @@ __all__ = [
     "PointTable",
     "Probe",
     "Selection",
+    "ablate",
     "attention_points",
     "capture",
     "edge_of",
     "hold",
+    "hold_units",
     "in_backward",
     "list_points",
     "names_run",

@@ -78,7 +78,7 @@ def producer_unit_axis(edge: Edge | None, ndim: int) -> int:
     >>> producer_unit_axis(edge_of(y), y.ndim)
     3
     """
-    axis = None if edge is None else _inherited(edge)
+    axis = None if edge is None else inherited_unit_axis(edge)
     if axis is not None and axis < ndim:
         return axis
     return ndim - 1 if ndim in (1, 3) else min(1, max(ndim - 1, 0))
@@ -100,7 +100,7 @@ def beside(batch: int, ndim: int) -> int:
     return batch + 1 if ndim >= 4 and batch + 1 < ndim else others[-1]
 
 
-def _inherited(edge: Edge) -> int | None:
+def inherited_unit_axis(edge: Edge) -> int | None:
     """Walk back to the operator that made the units, first inputs first, and carry its axis forward again."""
     after: dict[Edge, Edge | None] = {edge: None}
     stack = [edge]

@@ -1,0 +1,142 @@
+"""Masks on parameters, as ``torch.nn.utils.prune`` makes them, and biases that are changed; all can be taken back."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from conductance.analysis._unit_weights import unit_count
+from conductance.errors import ConductanceError
+
+#: Parameters that masks are put on.
+_MASKED = ("weight", "bias")
+
+
+class Masks:
+    """Masks and biases of some modules.
+
+    Examples
+    --------
+    >>> layer, masks = nn.Linear(3, 2), Masks()
+    >>> masks.mask(layer, "weight", torch.zeros(2, 3))
+    >>> bool((layer(torch.ones(3)) == layer.bias).all())
+    True
+    >>> masks.undo()
+    >>> sorted(name for name, _ in layer.named_parameters())
+    ['bias', 'weight']
+    """
+
+    def __init__(self) -> None:
+        self._saved: dict[nn.Module, _Saved] = {}
+        self._masked: dict[tuple[nn.Module, str], None] = {}
+
+    @property
+    def parameters(self) -> list[tuple[nn.Module, str]]:
+        """Modules and names of the parameters that are masked, as ``prune.remove`` takes them."""
+        return list(self._masked)
+
+    def mask(self, module: nn.Module, name: str, mask: Tensor) -> None:
+        """Mask a parameter, on top of any mask that it has; None is left."""
+        if getattr(module, name, None) is None:
+            return
+        self._save(module)
+        _underlying(module, name)
+        prune.custom_from_mask(module, name, mask)
+        self._masked[module, name] = None
+
+    def add_to_bias(self, module: nn.Module, values: Tensor) -> None:
+        """Add to the bias; a module without one gets it."""
+        with torch.no_grad():
+            self._bias(module).add_(values)
+        self._refresh(module)
+
+    def set_bias(self, module: nn.Module, units: list[int], values: Tensor) -> None:
+        """Set the bias of some units; a module without one gets it."""
+        with torch.no_grad():
+            bias = self._bias(module)
+            bias[units] = values.to(bias)
+        self._refresh(module)
+
+    def undo(self) -> None:
+        """Put all back as it was, bit for bit; a second time does nothing."""
+        for saved in self._saved.values():
+            saved.restore()
+        self._saved.clear()
+        self._masked.clear()
+
+    def _save(self, module: nn.Module) -> None:
+        if module not in self._saved:
+            self._saved[module] = _Saved(module)
+
+    def _bias(self, module: nn.Module) -> Tensor:
+        self._save(module)
+        if getattr(module, "bias", None) is None:
+            weight = _underlying(module, "weight")
+            zeros = torch.zeros(unit_count(module), dtype=weight.dtype, device=weight.device)
+            module.register_parameter("bias", nn.Parameter(zeros, requires_grad=weight.requires_grad))
+        return _underlying(module, "bias")
+
+    @staticmethod
+    def _refresh(module: nn.Module) -> None:
+        """Multiply by the mask again: until the module runs, its attribute would be the old product."""
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, prune.BasePruningMethod):
+                hook(module, None)
+
+
+class _Saved:
+    """What of a module masks and biases change."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.parameters = dict(module._parameters)
+        self.values = {name: each.detach().clone() for name, each in self.parameters.items() if each is not None}
+        self.buffers = dict(module._buffers)
+        self.products = {str(name): module.__dict__[name] for name in _MASKED if name in module.__dict__}
+        self.hooks = dict(module._forward_pre_hooks)
+        self.methods = {
+            hook: hook._pruning_methods for hook in self.hooks.values() if isinstance(hook, prune.PruningContainer)
+        }
+
+    def restore(self) -> None:
+        module, hooks = self.module, cast("dict[int, Any]", self.module._forward_pre_hooks)
+        added = {key: hook for key, hook in hooks.items() if key not in self.hooks and not _prunes(hook)}
+        kept = {key: hook for key, hook in self.hooks.items() if key in hooks or _prunes(hook)}
+        _fill(hooks, {**kept, **added})
+        for container, methods in self.methods.items():
+            container._pruning_methods = methods
+        for name in _MASKED:
+            module.__dict__.pop(name, None)
+        _fill(cast("dict[str, Any]", module._parameters), self.parameters)
+        _fill(module._buffers, self.buffers)
+        module.__dict__.update(self.products)
+        with torch.no_grad():
+            for name, value in self.values.items():
+                cast("Tensor", self.parameters[name]).copy_(value)
+
+
+def _underlying(module: nn.Module, name: str) -> Tensor:
+    """The parameter itself, masked or not."""
+    for key in (f"{name}_orig", name):
+        parameter = module._parameters.get(key)
+        if parameter is not None:
+            return parameter
+    kind = type(module).__name__
+    raise ConductanceError(
+        f"the {name} of this {kind} is no parameter but computed (weight_norm, spectral_norm or another "
+        "parametrization), so that no mask can be put on it; make it one first, by "
+        "torch.nn.utils.parametrize.remove_parametrizations or torch.nn.utils.remove_weight_norm"
+    )
+
+
+def _prunes(hook: Any) -> bool:
+    return isinstance(hook, prune.BasePruningMethod)
+
+
+def _fill(table: dict[Any, Any], entries: dict[Any, Any]) -> None:
+    """Give a dict these entries, in their order; it stays the same object."""
+    table.clear()
+    table.update(entries)
