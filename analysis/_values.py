@@ -1,13 +1,22 @@
-"""Unit values of a result as float64 arrays, without the examples that were never finished."""
+"""What tables are made of: values of each unit and example, or statistics over examples; none that is unfinished."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
+from conductance import _dataset_sums
+from conductance._dataset_groups import checked_groups
+from conductance.dataset_results import DatasetConductance
 from conductance.results import TotalConductance
+
+#: What tables over examples take: one result, those of many batches, or statistics of a data set.
+Results: TypeAlias = TotalConductance | Sequence[TotalConductance] | DatasetConductance
+#: The group of each example, or True for those that statistics of a data set have.
+Groups: TypeAlias = Sequence[Hashable] | Tensor | npt.NDArray[Any] | bool | None
 
 Floats: TypeAlias = npt.NDArray[np.float64]
 
@@ -40,19 +49,73 @@ class UnitValues:
 def unit_values(result: TotalConductance) -> UnitValues:
     """Sum positions in float64 and drop unfinished examples, the same ones in every layer."""
     check_result(result)
-    values = {layer: np.asarray(result.info[layer].sum_positions(result[layer].cpu().double())) for layer in result}
-    finished = np.array([status != "interrupted" for status in result.status], dtype=bool)
-    for each in values.values():
-        finished &= np.isfinite(each).all(axis=1)
+    values, mask = _dataset_sums.unit_values(result)
+    finished = np.asarray(mask)
     if not finished.any():
         msg = f"None of the {len(finished)} examples is finished: each is interrupted or holds NaN or infinity."
         raise ValueError(msg)
     return UnitValues(
-        values={layer: each[finished] for layer, each in values.items()},
+        values={layer: np.asarray(each)[finished] for layer, each in values.items()},
         errors={layer: as_floats(result.unit_error[layer])[finished] for layer in result},
         examples=np.flatnonzero(finished),
         left_out=int((~finished).sum()),
     )
+
+
+def statistics(results: Results, groups: Groups = None) -> DatasetConductance:
+    """Sum up results, by group if asked; statistics of a data set are taken as they are.
+
+    Raises
+    ------
+    TypeError
+        If ``results`` is none of these, or ``groups`` no sequence.
+    ValueError
+        If there are no results, they differ in their layers, ``groups`` does not fit, or no example is finished.
+    """
+    stats = _with_groups(results, groups) if isinstance(results, DatasetConductance) else _summed(results, groups)
+    if not stats.count:
+        seen = f"None of the {stats.left_out} examples is finished: each is interrupted or holds NaN or infinity."
+        raise ValueError(
+            seen if stats.left_out else "result is a DatasetConductance of no examples: add some by update."
+        )
+    return stats
+
+
+def _with_groups(stats: DatasetConductance, groups: Groups) -> DatasetConductance:
+    """Refuse groups of single examples, which are summed up already."""
+    if groups is not None and not isinstance(groups, bool):
+        msg = "groups of single examples cannot be given for a DatasetConductance: groups=True takes those that it has."
+        raise TypeError(msg)
+    if groups and not stats.groups:
+        raise ValueError("groups is True, but the DatasetConductance has none: give dataset_conductance a group_by.")
+    return stats
+
+
+def _summed(results: TotalConductance | Sequence[TotalConductance], groups: Groups) -> DatasetConductance:
+    several = [results] if isinstance(results, TotalConductance) else results
+    if not isinstance(several, list | tuple):
+        msg = (
+            f"result must be a TotalConductance, as total_conductance returns it, a list of them or a "
+            f"DatasetConductance, got {type(results).__name__}."
+        )
+        raise TypeError(msg)
+    if not several:
+        raise ValueError("result is an empty list; give at least one TotalConductance.")
+    for each in several:
+        check_result(each)
+    if isinstance(groups, bool):
+        raise TypeError(f"groups is {groups}, which is for a DatasetConductance; give the group of each example.")
+    of_each = None if groups is None else checked_groups(groups, sum(len(each.status) for each in several))
+    stats, start = DatasetConductance(), 0
+    for number, each in enumerate(several):
+        stop = start + len(each.status)
+        try:
+            # Settings may differ, as they may in results that are concatenated.
+            stats.update(replace(each, settings={}), None if of_each is None else of_each[start:stop])
+        except ValueError as error:
+            raise ValueError(f"Entry {number} of the list: {error}") from error
+        start = stop
+    return stats
 
 
 def as_floats(tensor: Any) -> Floats:

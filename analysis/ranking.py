@@ -1,4 +1,4 @@
-"""Which layers and which units carry the output, over the examples of one result.
+"""Which layers and which units carry the output, over the examples of a result, of many, or of a data set.
 
 Positions are summed before anything else, so a channel is one number ``C`` for each example; absolute values
 are taken of that number. Examples that were interrupted or hold NaN are left out; the tables count them in
@@ -6,28 +6,34 @@ are taken of that number. Examples that were interrupted or hold NaN are left ou
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
-from conductance.analysis._values import Floats, UnitValues, as_floats, check_top, unit_values
-from conductance.errors import check_choice
-from conductance.results import TotalConductance
+from conductance.analysis._values import Floats, Groups, Results, check_top, statistics
+from conductance.dataset_results import LayerStatistics
+from conductance.errors import UnknownLayerError, check_choice
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from conductance.dataset_results import DatasetConductance
 
 #: Share of a layer's ``Σ|C|`` that ``units_for_90`` asks for.
 _MOST = 0.9
 
 
-def layer_importance(result: TotalConductance) -> "pd.DataFrame":
+def layer_importance(result: Results, *, groups: Groups = None) -> "pd.DataFrame":
     """One row a layer: how much passes it, how much of that cancels, and how few units hold most of it.
 
     Parameters
     ----------
     result
-        What `conductance.total_conductance` returned.
+        What `conductance.total_conductance` returned, a list of such results (of many batches), or what
+        `conductance.dataset_conductance` returned. The same examples give the same table in all three forms.
+    groups
+        The group of each example, such as its class, over all results: a table for each group, one under the other.
+        For statistics of a data set True, for the groups that they were made with.
 
     Returns
     -------
@@ -37,14 +43,18 @@ def layer_importance(result: TotalConductance) -> "pd.DataFrame":
         ``1 - |Σ C| / Σ|C|`` (0: all units pull one way; nan where all are 0); ``units_for_90``, the fewest
         units that hold 90 % of ``abs``; ``coverage`` and ``coverage_error``, the means of
         ``Σ C / (F(x) - F(x'))`` and of its estimated error over examples whose output changes; ``error``,
-        the largest estimated ``Σ|error| / Σ|C|``. ``attrs`` counts ``examples`` and those ``left_out``.
+        the largest estimated ``Σ|error| / Σ|C|``; ``output_change``, the mean of ``F(x) - F(x')``;
+        ``standard_error``, that of ``sum``, from its spread between examples (nan of a single one); ``count``, the
+        number of examples. With groups, ``group`` comes first, and groups are sorted. ``attrs`` counts all
+        ``examples`` and those ``left_out``.
 
     Raises
     ------
     TypeError
-        If ``result`` is not a result.
+        If ``result`` is none of these, or ``groups`` does not belong to it.
     ValueError
-        If no example is finished.
+        If no example is finished, the list is empty, layers differ between its results, or there is not one group
+        for each example.
 
     Examples
     --------
@@ -62,19 +72,23 @@ def layer_importance(result: TotalConductance) -> "pd.DataFrame":
     """
     import pandas as pd
 
-    found = unit_values(result)
-    table = pd.DataFrame([_layer_row(result, layer, found) for layer in result])
-    table = table.astype({"layer": str, "type": str})
-    table.attrs.update(found.counts)
+    stats = statistics(result, groups)
+    tables = []
+    for group in _groups_of(stats, groups):
+        rows = [_layer_row(layer, one) for layer, one in stats.compute(group).items()]
+        tables.append(_labelled(pd.DataFrame(rows), group))
+    table = pd.concat(tables, ignore_index=True).astype({"layer": str, "type": str})
+    table.attrs.update(_counts(stats))
     return table
 
 
 def rank_units(
-    result: TotalConductance,
+    result: Results,
     by: Literal["mean_abs", "mean"] = "mean_abs",
-    top: int = 20,
+    top: int | None = 20,
     *,
     layers: Sequence[str] | str | None = None,
+    groups: Groups = None,
 ) -> "pd.DataFrame":
     """Rank the units with the largest conductance, over all examples, largest first.
 
@@ -84,28 +98,35 @@ def rank_units(
     Parameters
     ----------
     result
-        What `conductance.total_conductance` returned.
+        What `conductance.total_conductance` returned, a list of such results (of many batches), or what
+        `conductance.dataset_conductance` returned. The same examples give the same ranking in all three forms.
     by
         ``mean_abs`` ranks by the mean of ``|C|``; ``mean`` by the signed mean, most positive first.
     top
-        Number of rows, at least 1. Fewer if there are fewer units.
+        Number of rows (of each group), at least 1. Fewer if there are fewer units; None is all units.
     layers
         Only units of these hook points; None is all.
+    groups
+        The group of each example, such as its class, over all results: a ranking for each group, one under the other.
+        For statistics of a data set True, for the groups that they were made with.
 
     Returns
     -------
     pandas.DataFrame
         ``layer``, ``unit``; ``mean`` and ``mean_abs`` of the unit's conductance over examples;
         ``share_positive``, the share of examples where it is above 0; ``error``, the mean of its estimated
-        absolute error, which bounds that of both means. Ties stay in forward order. ``attrs`` has ``by``,
-        ``examples`` and ``left_out``.
+        absolute error, which bounds that of both means; ``std``, the standard deviation of its conductance between
+        examples, and ``standard_error``, that of ``mean`` (both nan of a single example); ``count``, the number of
+        examples. With groups, ``group`` comes first, and groups are sorted. Ties stay in forward order. ``attrs`` has
+        ``by``, ``examples`` and ``left_out``.
 
     Raises
     ------
     TypeError
-        If ``result`` is not a result or ``top`` not a whole number.
+        If ``result`` is none of these, ``groups`` does not belong to it, or ``top`` is no whole number.
     ValueError
-        If ``by`` is unknown, ``top`` below 1, ``layers`` empty, or no example is finished.
+        If ``by`` is unknown, ``top`` below 1, ``layers`` or the list empty, no example finished, layers differ between
+        results, or there is not one group for each example.
     KeyError
         If there is no such layer.
 
@@ -119,62 +140,93 @@ def rank_units(
     >>> model = nn.Sequential(nn.Identity())
     >>> x = torch.tensor([[1.0, -4.0, 2.0], [3.0, 2.0, 2.0]], dtype=torch.float64)
     >>> total = cd.total_conductance(model, x, target=lambda output: output.sum(1))
-    >>> rank_units(total, top=2).round(6)
-      layer  unit  mean  mean_abs  share_positive  error
-    0     0     1  -1.0       3.0             0.5    0.0
-    1     0     0   2.0       2.0             1.0    0.0
+    >>> columns = ["layer", "unit", "mean", "mean_abs", "share_positive"]
+    >>> rank_units(total, top=2)[columns].round(6)
+      layer  unit  mean  mean_abs  share_positive
+    0     0     1  -1.0       3.0             0.5
+    1     0     0   2.0       2.0             1.0
+    >>> rank_units(total, top=1, groups=["cat", "dog"])[["group", *columns]].round(6)
+      group layer  unit  mean  mean_abs  share_positive
+    0   cat     0     1  -4.0       4.0             0.0
+    1   dog     0     0   3.0       3.0             1.0
     """
     import pandas as pd
 
     check_choice("by", by, ("mean_abs", "mean"))
-    check_top(top)
-    found = unit_values(result)
-    tables = [pd.DataFrame(_unit_columns(layer, found)) for layer in chosen_layers(result, layers)]
+    if top is not None:
+        check_top(top)
+    stats = statistics(result, groups)
+    names = chosen_layers(stats, layers)
+    tables = []
+    for group in _groups_of(stats, groups):
+        found = stats.compute(group)
+        table = pd.concat([pd.DataFrame(_unit_columns(name, found[name])) for name in names], ignore_index=True)
+        table = table.sort_values(by, ascending=False, kind="stable").iloc[:top]
+        tables.append(_labelled(table, group))
     table = pd.concat(tables, ignore_index=True).astype({"layer": str})
-    table = table.sort_values(by, ascending=False, kind="stable").head(int(top)).reset_index(drop=True)
-    table.attrs.update(by=by, **found.counts)
+    table.attrs.update(by=by, **_counts(stats))
     return table
 
 
-def chosen_layers(result: TotalConductance, layers: Sequence[str] | str | None) -> list[str]:
+class _Layered(Protocol):
+    @property
+    def layers(self) -> list[str]: ...
+
+
+def chosen_layers(result: _Layered, layers: Sequence[str] | str | None) -> list[str]:
     """Check names of layers; None is all."""
     names = result.layers if layers is None else [layers] if isinstance(layers, str) else list(layers)
     if not names:
         msg = "layers is empty; give at least one name, or None for all."
         raise ValueError(msg)
     for name in names:
-        result[name]
+        if name not in result.layers:
+            raise UnknownLayerError(name, result.layers)
     return list(dict.fromkeys(names))
 
 
-def _unit_columns(layer: str, found: UnitValues) -> dict[str, Any]:
-    values = found.values[layer]
+def _groups_of(stats: "DatasetConductance", groups: Groups) -> list[Any]:
+    """The groups that get a table; None is all examples together."""
+    return [None] if groups is None or groups is False else stats.groups
+
+
+def _labelled(table: "pd.DataFrame", group: Any) -> "pd.DataFrame":
+    """Put the group first, if there is one."""
+    if group is not None:
+        table.insert(0, "group", [group] * len(table))  # a list, since a tuple would be taken for a column
+    return table
+
+
+def _counts(stats: "DatasetConductance") -> dict[str, int]:
+    return {"examples": stats.count, "left_out": stats.left_out}
+
+
+def _unit_columns(layer: str, found: LayerStatistics) -> dict[str, Any]:
+    columns = ("mean", "mean_abs", "share_positive", "error", "std", "standard_error")
     return {
         "layer": layer,
-        "unit": np.arange(values.shape[1]),
-        "mean": values.mean(0),
-        "mean_abs": np.abs(values).mean(0),
-        "share_positive": (values > 0).mean(0),
-        "error": found.errors[layer].mean(0),
+        "unit": np.arange(found.info.units),
+        **{column: getattr(found, column).numpy() for column in columns},
+        "count": found.count,
     }
 
 
-def _layer_row(result: TotalConductance, layer: str, found: UnitValues) -> dict[str, Any]:
-    values, info = found.values[layer], result.info[layer]
-    sums, sizes = values.sum(1), np.abs(values).sum(1)
-    changes = as_floats(result.output_change)[found.examples] != 0
+def _layer_row(layer: str, found: LayerStatistics) -> dict[str, Any]:
     return {
         "layer": layer,
-        "type": info.module_type,
-        "units": info.units,
-        "cut": info.is_cut,
-        "sum": sums.mean(),
-        "abs": sizes.mean(),
-        "cancellation": _mean(1 - np.abs(sums[sizes > 0]) / sizes[sizes > 0]),
-        "units_for_90": _units_for(np.abs(values).mean(0), _MOST),
-        "coverage": _mean(as_floats(result.coverage[layer])[found.examples][changes]),
-        "coverage_error": _mean(as_floats(result.coverage_error[layer])[found.examples][changes]),
-        "error": as_floats(result.error[layer])[found.examples].max(),
+        "type": found.info.module_type,
+        "units": found.info.units,
+        "cut": found.info.is_cut,
+        "sum": found.sum,
+        "abs": found.abs,
+        "cancellation": found.cancellation,
+        "units_for_90": _units_for(found.mean_abs.numpy(), _MOST),
+        "coverage": found.coverage,
+        "coverage_error": found.coverage_error,
+        "error": found.relative_error,
+        "output_change": found.output_change,
+        "standard_error": found.sum_standard_error,
+        "count": found.count,
     }
 
 
@@ -185,8 +237,3 @@ def _units_for(sizes: Floats, share: float) -> int:
     reached = np.cumsum(np.sort(sizes)[::-1])
     # Rounding must not ask for one more unit where the share is met exactly.
     return int(np.searchsorted(reached, share * reached[-1] * (1 - 1e-12))) + 1
-
-
-def _mean(values: Floats) -> float:
-    """Mean, nan of none."""
-    return float(values.mean()) if values.size else float("nan")

@@ -5,6 +5,8 @@ Which internal units carry a prediction, from which inputs, and how sure is that
 
 from conductance import hooks, targets
 from conductance.attention import AttentionConductance, attention_conductance
+from conductance.dataset import dataset_conductance
+from conductance.dataset_results import DatasetConductance, LayerStatistics
 from conductance.dictionary import dictionary_conductance
 from conductance.errors import ConductanceError, ConvergenceWarning, ZeroConductanceWarning
 from conductance.flow import conductance_flow
@@ -22,7 +24,9 @@ __all__ = [
     "ConductanceError",
     "ConductanceFlow",
     "ConvergenceWarning",
+    "DatasetConductance",
     "LayerInfo",
+    "LayerStatistics",
     "NeuronConductance",
     "TotalConductance",
     "WeightConductance",
@@ -30,6 +34,7 @@ __all__ = [
     "attention_conductance",
     "concatenate",
     "conductance_flow",
+    "dataset_conductance",
     "dictionary_conductance",
     "hooks",
     "load",

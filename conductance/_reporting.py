@@ -23,8 +23,8 @@ unwarned: ContextVar[bool] = ContextVar("unwarned", default=False)
 def settings_of(ready: Prepared, rules: Rules, n_steps: int | None, target: Any, baselines: Any) -> dict[str, Any]:
     """The settings that every quantity keeps with its result."""
     return {
-        "target": _described(target),
-        "baselines": _described(baselines),
+        "target": described(target),
+        "baselines": described(baselines),
         "moving": list(ready.path.labels.values()),
         "rtol": None if n_steps is not None else rules.rtol,
         "atol": rules.atol,
@@ -35,7 +35,7 @@ def settings_of(ready: Prepared, rules: Rules, n_steps: int | None, target: Any,
     }
 
 
-def _described(value: Any) -> Any:
+def described(value: Any) -> Any:
     """A value as it can stand in a saved result."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
@@ -43,7 +43,7 @@ def _described(value: Any) -> Any:
         whole = value.numel() <= 64 or (value.dim() == 1 and value.dtype in (torch.int64, torch.int32))
         return value.tolist() if whole else f"tensor of shape {tuple(value.shape)}"
     if isinstance(value, (tuple, list)):
-        return [_described(one) for one in value]
+        return [described(one) for one in value]
     if isinstance(value, OutputTarget):
         return repr(value)
     return getattr(value, "__qualname__", type(value).__name__)

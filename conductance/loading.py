@@ -6,14 +6,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
-from conductance import _files, attention, flow_results, neuron_results, results, weight_results
+from conductance import _files, attention, dataset_results, flow_results, neuron_results, results, weight_results
 from conductance.attention import AttentionConductance
+from conductance.dataset_results import DatasetConductance
 from conductance.flow_results import ConductanceFlow
 from conductance.neuron_results import NeuronConductance
 from conductance.results import TotalConductance
 from conductance.weight_results import WeightConductance
 
-Result: TypeAlias = TotalConductance | NeuronConductance | ConductanceFlow | WeightConductance | AttentionConductance
+Result: TypeAlias = (
+    TotalConductance
+    | NeuronConductance
+    | ConductanceFlow
+    | WeightConductance
+    | AttentionConductance
+    | DatasetConductance
+)
 
 _KINDS: dict[str, Callable[[str | Path], Result]] = {
     results.FORMAT: TotalConductance.load,
@@ -21,6 +29,7 @@ _KINDS: dict[str, Callable[[str | Path], Result]] = {
     flow_results.FORMAT: ConductanceFlow.load,
     weight_results.FORMAT: WeightConductance.load,
     attention.FORMAT: AttentionConductance.load,
+    dataset_results.FORMAT: DatasetConductance.load,
 }
 
 

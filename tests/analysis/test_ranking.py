@@ -41,12 +41,15 @@ def test_rank_units_is_the_literal_ranking() -> None:
                     "mean_abs": sum(abs(column)) / EXAMPLES,
                     "share_positive": sum(column > 0) / EXAMPLES,
                     "error": float(result.unit_error[layer][:, unit].mean()),
+                    "std": float(np.std(column, ddof=1)),
+                    "standard_error": float(np.std(column, ddof=1)) / EXAMPLES**0.5,
+                    "count": EXAMPLES,
                 }
             )
     rows.sort(key=lambda row: -row["mean_abs"])
     expected = pd.DataFrame(rows)
     found = rank_units(result, top=100)
-    assert list(found) == ["layer", "unit", "mean", "mean_abs", "share_positive", "error"]
+    assert list(found) == list(expected)
     assert len(found) == 3 + 2 + 11
     pd.testing.assert_frame_equal(found, expected, check_dtype=False, rtol=1e-12)
 
@@ -109,6 +112,9 @@ def test_layer_importance_is_the_literal_table() -> None:
             "coverage": sum(coverage) / EXAMPLES,
             "coverage_error": sum(spans) / EXAMPLES,
             "error": max(errors),
+            "output_change": sum(changes) / EXAMPLES,
+            "standard_error": float(np.std(sums, ddof=1)) / EXAMPLES**0.5,
+            "count": EXAMPLES,
         }
         assert row[list(expected)].to_dict() == pytest.approx(expected, rel=1e-12)
         assert row["units"] == values.shape[1]
