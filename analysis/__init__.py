@@ -8,7 +8,7 @@ from conductance.analysis.measures import MEASURES, compare_measures, measure_va
 from conductance.analysis.plot_curves import plot_ablation_curve, plot_pruning_curves, plot_saturation_curve
 from conductance.analysis.plot_graph import plot_flow_graph
 from conductance.analysis.plot_maps import plot_token_map, plot_unit_map
-from conductance.analysis.plots import plot_layer_bars, plot_top_units
+from conductance.analysis.plots import plot_layer_bars, plot_measures, plot_top_units
 from conductance.analysis.pruning import PrunedUnits, prune_units
 from conductance.analysis.ranking import layer_importance, rank_units
 from conductance.analysis.report import write_report
@@ -32,6 +32,7 @@ __all__ = [
     "plot_ablation_curve",
     "plot_flow_graph",
     "plot_layer_bars",
+    "plot_measures",
     "plot_pruning_curves",
     "plot_saturation_curve",
     "plot_token_map",

@@ -20,9 +20,8 @@ from conductance.analysis._drawing import (
     places_that_fit,
     plain_text,
 )  # fmt: skip
-from conductance.analysis._values import check_table, check_top
+from conductance.analysis._values import Results, check_table, check_top
 from conductance.analysis.ranking import layer_importance, rank_units
-from conductance.results import TotalConductance
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,14 +31,14 @@ if TYPE_CHECKING:
 _WIDTH, _ROW, _TALLEST = 7.0, 0.28, 18.0
 
 
-def plot_layer_bars(layers: "TotalConductance | pd.DataFrame", ax: "Axes | None" = None) -> "Axes":
+def plot_layer_bars(layers: "Results | pd.DataFrame", ax: "Axes | None" = None) -> "Axes":
     """Draw for each layer its mean ``Σ|C|`` (wide, grey) and its mean sum ``Σ C`` (narrow, coloured).
 
     Parameters
     ----------
     layers
-        A result, or the table that `layer_importance` makes of it. With a column ``group`` the groups of a layer stand
-        one below the other.
+        What `layer_importance` takes, or the table that it makes of it. With a column ``group`` the groups of a layer
+        stand one below the other.
     ax
         Where to draw; None makes a figure whose layout leaves room for long names. Where there is no room for all
         names, every n-th is written.
@@ -52,7 +51,7 @@ def plot_layer_bars(layers: "TotalConductance | pd.DataFrame", ax: "Axes | None"
     Raises
     ------
     TypeError
-        If ``layers`` is neither a result nor a table.
+        If ``layers`` is none of these.
     ValueError
         If the table lacks a column or has no rows.
 
@@ -75,13 +74,14 @@ def plot_layer_bars(layers: "TotalConductance | pd.DataFrame", ax: "Axes | None"
     return ax
 
 
-def plot_top_units(units: "TotalConductance | pd.DataFrame", ax: "Axes | None" = None, *, top: int = 50) -> "Axes":
+def plot_top_units(units: "Results | pd.DataFrame", ax: "Axes | None" = None, *, top: int = 50) -> "Axes":
     """Draw for each unit its mean ``|C|`` (wide, grey, with its error) and its mean ``C`` (narrow, coloured).
 
     Parameters
     ----------
     units
-        A result, or the table that `rank_units` makes of it; with a column ``group`` a unit is named with its group.
+        What `rank_units` takes, of which the first 20 are drawn, or the table that it makes; with a column ``group``
+        a unit is named with its group.
     ax
         Where to draw; None makes a figure whose layout leaves room for long names.
     top
@@ -96,7 +96,7 @@ def plot_top_units(units: "TotalConductance | pd.DataFrame", ax: "Axes | None" =
     Raises
     ------
     TypeError
-        If ``units`` is neither a result nor a table, or ``top`` is no whole number.
+        If ``units`` is none of these, or ``top`` is no whole number.
     ValueError
         If the table lacks a column or has no rows, or ``top`` is below 1.
 
@@ -117,6 +117,58 @@ def plot_top_units(units: "TotalConductance | pd.DataFrame", ax: "Axes | None" =
         part = table["mean_abs"].sum() / (whole["mean_abs"].sum() or 1.0)
         ax.set_xlabel(f"mean conductance; first {len(table)} of {len(whole):,} rows: {part:.0%}", loc="right")
     _legend(ax, "mean |C| ± error", "mean C")
+    return ax
+
+
+def plot_measures(table: "pd.DataFrame", ax: "Axes | None" = None, *, by: str = "pearson") -> "Axes":
+    """Draw how well each measure of importance agrees with what holding the units does.
+
+    Parameters
+    ----------
+    table
+        The table of `compare_measures`, or several of them (other seeds, other networks) one under the other.
+    ax
+        Where to draw; None makes a figure.
+    by
+        The column drawn, such as ``pearson``, ``spearman`` or ``unit_pearson``.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+        A bar for each measure in the order of the table, the mean over its rows, with its number behind it; a whisker
+        from the lowest to the highest if there are several. What is NaN has no bar.
+
+    Raises
+    ------
+    TypeError
+        If ``table`` is no table.
+    ValueError
+        If it lacks a column or has no rows.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> table = pd.DataFrame({"measure": ["conductance", "activation"] * 2, "pearson": [0.99, 0.2, 0.97, 0.3]})
+    >>> ax = plot_measures(table)
+    >>> [float(bar.get_width().round(2)) for bar in ax.patches]
+    [0.98, 0.25]
+    """
+    check_table(table, ("measure", by), "table", "compare_measures")
+    grouped = table.groupby("measure", sort=False)[by]
+    mean, low, high = grouped.mean(), grouped.min(), grouped.max()
+    ax = _bar_axes(len(mean)) if ax is None else ax
+    colours = [POSITIVE if value >= 0 else NEGATIVE for value in mean]
+    ax.barh(np.arange(len(mean)), mean, height=0.7, color=colours)
+    if grouped.size().max() > 1:
+        ax.errorbar(mean, np.arange(len(mean)), xerr=(mean - low, high - mean), fmt="none", ecolor=FAINT, capsize=3)
+    for row, (value, end) in enumerate(zip(mean, high.clip(lower=0), strict=True)):
+        text = "–" if np.isnan(value) else f"{value:.2f}".replace("-", "−")
+        place = (0.0 if np.isnan(value) else end, row)
+        ax.annotate(text, place, (6, 0), textcoords="offset points", va="center", fontsize="small")
+    _name_rows(ax, [str(name) for name in mean.index])
+    ax.axvline(0.0, color=FAINT, linewidth=0.8)
+    ax.margins(x=0.12)
+    ax.set_xlabel(by if table.groupby("measure").size().max() == 1 else f"{by}, mean and range", loc="right")
     return ax
 
 
@@ -166,10 +218,12 @@ def _table(given: Any, make: Callable[[Any], "pd.DataFrame"], columns: tuple[str
     """Make the table of a result, or check the one that was given."""
     import pandas as pd
 
-    table = make(given) if isinstance(given, TotalConductance) else given
     name = make.__name__
-    if not isinstance(table, pd.DataFrame):
-        msg = f"Expected a TotalConductance or the table of {name}, got {type(table).__name__}."
-        raise TypeError(msg)
+    try:
+        table = given if isinstance(given, pd.DataFrame) else make(given)
+    except TypeError as error:
+        found = type(given).__name__
+        msg = f"Expected a TotalConductance, several, a DatasetConductance or the table of {name}, got {found}."
+        raise TypeError(msg) from error
     check_table(table, columns, "the table", name)
     return table

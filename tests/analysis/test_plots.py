@@ -6,14 +6,24 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from torch import nn
 
-from conductance.analysis import layer_importance, plot_layer_bars, plot_top_units, rank_units
+from conductance.analysis import (
+    compare_measures,
+    layer_importance,
+    plot_layer_bars,
+    plot_measures,
+    plot_top_units,
+    rank_units,
+)
 from conductance.analysis._drawing import NEGATIVE, NEUTRAL, POSITIVE
-from tests.analysis.results import CONV, random_result, renamed
+from conductance.dataset_results import DatasetConductance
+from tests.analysis.results import CONV, HEADS, random_result, renamed
 
 LONG = "encoder.blocks.11.attention.output.dense5"
 
@@ -149,6 +159,45 @@ def test_two_hundred_layers_have_names_that_do_not_overlap(size: tuple[float, fl
     assert label.get_text() == f"layer.{round(label.get_position()[1])}"
 
 
+def test_several_results_and_statistics_of_a_data_set_are_ranked() -> None:
+    one, two = random_result(0), random_result(1)
+    stats = DatasetConductance()
+    stats.update(one, [0, 1, 0, 1, 0])
+    stats.update(two, [1, 1, 0, 1, 0])
+    plots: list[Any] = [plot_layer_bars, plot_top_units]
+    for plot in plots:
+        several, summed = ([bar.get_width() for bar in plot(given).patches] for given in ([one, two], stats))
+        np.testing.assert_allclose(several, summed)
+    grouped = plot_layer_bars(layer_importance(stats, groups=True))
+    assert [label.get_text() for label in grouped.get_yticklabels()][:3] == [
+        f"{CONV} (0)",
+        f"{CONV} (1)",
+        f"{HEADS} (0)",
+    ]
+
+
+def test_measures_have_a_bar_of_the_mean_and_a_whisker_of_the_range() -> None:
+    columns = {"measure": ["conductance", "activation", "$x$"] * 3, "pearson": 0.0}
+    table = pd.DataFrame({**columns, "spearman": [0.9, -0.2, np.nan, 0.7, -0.3, np.nan, 0.95, 0.2, np.nan]})
+    ax = plot_measures(table, by="spearman")
+    assert [bar.get_width() for bar in ax.patches][:2] == pytest.approx([0.85, -0.1])  # type: ignore[attr-defined]
+    assert [text.get_text() for text in ax.texts] == ["0.85", "−0.10", "–"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["conductance", "activation", "$x$"]
+    (whiskers,) = (each for each in ax.collections if hasattr(each, "get_segments"))
+    ends = [segment[:, 0].tolist() for segment in whiskers.get_segments() if segment.ndim == 2]
+    np.testing.assert_allclose(ends, [[0.7, 0.95], [-0.3, 0.2]])
+    assert ax.get_xlabel() == "spearman, mean and range"
+    single = plot_measures(table.head(3), by="spearman")
+    assert not single.collections
+    assert single.get_xlabel() == "spearman"
+
+
+def test_measures_of_a_network_are_drawn() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    table = compare_measures(model, [torch.rand(5, 3).double()], "1", target=0, measures=["activation", "random"])
+    assert [bar.get_width() for bar in plot_measures(table).patches] == table["pearson"].tolist()  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("value", [0.0, np.nan])
 def test_zeros_and_missing_numbers_are_drawn_as_nothing(value: float) -> None:
     table = rows(3).assign(mean=value, mean_abs=value)
@@ -158,11 +207,15 @@ def test_zeros_and_missing_numbers_are_drawn_as_nothing(value: float) -> None:
 
 
 def test_bad_arguments_say_what_is_wrong() -> None:
-    with pytest.raises(TypeError, match="the table of layer_importance, got list"):
-        plot_layer_bars([])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="the table of layer_importance, got int"):
+        plot_layer_bars(3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"lacks the columns \['abs', 'sum'\]; pass what layer_importance"):
         plot_layer_bars(rank_units(random_result()))
     with pytest.raises(ValueError, match="the table is an empty table"):
         plot_layer_bars(layer_importance(random_result()).head(0))
+    with pytest.raises(ValueError, match=r"table lacks the columns \['kendall'\]; pass what compare_measures"):
+        plot_measures(pd.DataFrame({"measure": ["random"]}), by="kendall")
+    with pytest.raises(TypeError, match="table must be the table that compare_measures returns"):
+        plot_measures({"measure": 1})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="top must be at least 1, got 0"):
         plot_top_units(rows(3), top=0)
