@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
@@ -23,7 +23,7 @@ POINTS, ORDERS, PLACES = 13, 5, 65
 
 @dataclass(frozen=True, eq=False)
 class Curves:
-    """Tables of `ablation_curve` and of `saturation_curve` by the titles that the report gives them."""
+    """Tables of `ablation_curve` by ranking and of `saturation_curve` by title, as the report shows them."""
 
     ablations: "dict[str, pd.DataFrame]"
     saturations: "dict[str, pd.DataFrame]"
@@ -52,17 +52,22 @@ def explain_curves(
     layers
         Whose integrands are drawn.
     ranked
-        The layer whose channels are held at their value for a black image, in the order of their mean ``|C|``.
+        The layer whose channels are held at their value for a black image, in two orders.
     progress
         Show progress bars.
     """
-    ranking = rank_units(result, top=None, layers=ranked)
     batches = [(digits.test_images, digits.test_labels)]
-    curve = ablation_curve(
-        model, batches, ranking, target="predicted", baselines=0.0, steps=POINTS, random=ORDERS, progress=progress
-    )
-    count = len(digits.test_labels)
-    title = f"Channels of {ranked}, held at what they are for a black image; {count} test images"
+    rankings: dict[Literal["mean_abs", "mean"], str] = {
+        "mean_abs": f"{ranked} by mean |C|",
+        "mean": f"{ranked} by mean C",
+    }
+    ablations = {
+        name: ablation_curve(
+            model, batches, rank_units(result, by, top=None, layers=ranked),
+            target="predicted", baselines=0.0, steps=POINTS, random=ORDERS * (by == "mean_abs"), progress=progress,
+        )
+        for by, name in rankings.items()
+    }  # fmt: skip
     followed: dict[str, Target] = {
         f"Logit of {digit} in one image: what this report explains": digit,
         f"Probability of {digit} in the same image": targets.probability(digit),
@@ -70,7 +75,7 @@ def explain_curves(
     image = digits.test_images[example : example + 1]
     options: dict[str, Any] = {"baselines": 0.0, "steps": PLACES, "progress": progress}
     return Curves(
-        ablations={title: curve},
+        ablations=ablations,
         saturations={
             name: saturation_curve(model, image, list(layers), target=target, **options)
             for name, target in followed.items()

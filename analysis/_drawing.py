@@ -56,9 +56,9 @@ def legend_below(ax: "Axes", handles: Sequence[Any], *, grow: bool = False) -> N
     figure: Any = ax.get_figure()
     size = FontProperties(size=rcParams["xtick.labelsize"]).get_size_in_points()
     down = 11.0 + 1.3 * (size + FontProperties(size=rcParams["axes.labelsize"]).get_size_in_points())
-    letters = max(len(str(handle.get_label())) for handle in handles) + 8
+    letters = [len(str(handle.get_label())) + 7 for handle in handles]
     points = ax.get_position().width * figure.bbox.width / figure.dpi * 72
-    columns = int(min(len(handles), max(1, points // (0.46 * size * letters))))
+    columns = _columns(letters, points / (0.46 * size))
     ax.legend(
         handles=list(handles),
         loc="upper right",
@@ -74,6 +74,15 @@ def legend_below(ax: "Axes", handles: Sequence[Any], *, grow: bool = False) -> N
     plain_text(ax)
     if grow:
         figure.set_figheight(figure.get_figheight() + 1.4 * size / 72 * max(0, -(-len(handles) // columns) - 2))
+
+
+def _columns(letters: Sequence[int], room: float) -> int:
+    """Count the columns of a legend that fit beside each other, filled one after the other; at least one."""
+    for columns in range(len(letters), 1, -1):
+        rows = -(-len(letters) // columns)
+        if sum(max(letters[first : first + rows]) for first in range(0, len(letters), rows)) <= room:
+            return columns
+    return 1
 
 
 def open_frame(ax: "Axes") -> None:

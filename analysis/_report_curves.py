@@ -9,7 +9,7 @@ from conductance.analysis._pictures import BAR, BARS, CURVE, chart
 from conductance.analysis._report_parts import number, share
 from conductance.analysis._values import check_table
 from conductance.analysis.ablation import curve_area
-from conductance.analysis.plot_curves import FIRST, LAST, RANDOM, plot_ablation_curve, plot_saturation_curve
+from conductance.analysis.plot_curves import plot_ablation_curve, plot_saturation_curve
 from conductance.analysis.plots import plot_layer_bars
 from conductance.analysis.ranking import layer_importance
 from conductance.analysis.saturation import COLUMNS, saturation_point
@@ -20,18 +20,17 @@ if TYPE_CHECKING:
 
 #: Rows of the picture of layers by class, at most, but for one layer.
 _ROWS = 40
-_ORDERS = {FIRST: "largest first", LAST: "smallest first", RANDOM: "random"}
 
 
 def check_curves(ablations: Any, saturations: Any) -> None:
-    """Refuse what is not a table of curves by its title."""
+    """Refuse what are not tables of curves by name."""
     for argument, tables, columns in (
         ("ablations", ablations, ("order", "seed", "share", "score", "accuracy")),
         ("saturations", saturations, COLUMNS),
     ):
         maker = "ablation_curve" if argument == "ablations" else "saturation_curve"
         if not isinstance(tables, Mapping):
-            msg = f"{argument} must be tables of {maker} by their titles, a dict, got {type(tables).__name__}."
+            msg = f"{argument} must be tables of {maker} by name, a dict, got {type(tables).__name__}."
             raise TypeError(msg)
         for title, table in tables.items():
             check_table(table, columns, f"{argument}[{title!r}]", maker)
@@ -54,26 +53,32 @@ def groups_part(result: TotalConductance, layers: Sequence[str], groups: Sequenc
     return {"words": words, "chart": chart(lambda ax: plot_layer_bars(table, ax), BARS + BAR * len(table))}
 
 
-def ablation_part(title: str, curve: "pd.DataFrame") -> dict[str, Any]:
-    """Gather the picture of an ablation, and the areas below its curves."""
-    known = curve["score"].notna().any()
-    areas = curve_area(curve).groupby("order", sort=False)
-    rows = [
+def ablation_part(curves: "Mapping[str, pd.DataFrame]") -> dict[str, Any]:
+    """Gather the picture of ablations by name, and the areas below their curves."""
+    drawn = {name: curve for name, curve in curves.items() if curve["score"].notna().any()}
+    whole = next(iter(curves.values()))
+    start = whole.loc[whole["share"] == 0, "score"]
+    known = {name: str(whole.attrs[name]) for name in ("value", "units", "examples") if name in whole.attrs}
+    return {
+        "chart": chart(lambda ax: plot_ablation_curve(drawn, ax), CURVE) if drawn else None,
+        "rows": [row for name, curve in curves.items() for row in _areas(name, curve)],
+        "whole": number(float(start.iloc[0])) if len(start) else "–",
+        "known": "{units} units, held at their {value} value; {examples} examples.".format(**known)
+        if len(known) == 3
+        else "",
+    }
+
+
+def _areas(name: str, curve: "pd.DataFrame") -> list[dict[str, Any]]:
+    return [
         {
-            "order": _ORDERS.get(str(order), str(order)),
-            "count": len(own),
+            "ranking": name,
+            "order": f"{order}, mean of {len(own)}" if len(own) > 1 else order,
             "score": number(float(own["score"].mean())),
             "accuracy": share(float(own["accuracy"].mean())),
         }
-        for order, own in areas
+        for order, own in curve_area(curve).groupby("order", sort=False)
     ]
-    start = curve.loc[curve["share"] == 0, "score"]
-    return {
-        "title": title,
-        "chart": chart(lambda ax: plot_ablation_curve(curve, ax), CURVE) if known else None,
-        "rows": rows,
-        "whole": number(float(start.iloc[0])) if len(start) else "–",
-    }
 
 
 def saturation_part(title: str, curve: "pd.DataFrame") -> dict[str, Any]:

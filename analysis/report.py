@@ -71,7 +71,8 @@ def write_report(
         Numbers of examples and what `conductance.neuron_conductance` returned for each of them alone, without
         feature groups: which elements of the image feed these units. Needs ``images``.
     ablations
-        A title and what `ablation_curve` returned: what is left as units are held.
+        Names of rankings and what `ablation_curve` returned for each: what is left as units are held, compared in one
+        picture.
     saturations
         A title and what `saturation_curve` returned: what happens along the path.
     code
@@ -138,7 +139,7 @@ def write_report(
         bar.update()
         page["pixels"] = [pixels_part(number, found, images, captions) for number, found in neurons.items()]
         bar.update()
-        page["ablations"] = [ablation_part(heading, curve) for heading, curve in ablations.items()]
+        page["ablation"] = ablation_part(ablations) if ablations else None
         page["saturations"] = [saturation_part(heading, curve) for heading, curve in saturations.items()]
         bar.update()
         page["flows"] = []
