@@ -72,8 +72,7 @@ def ablation_part(curves: "Mapping[str, pd.DataFrame]") -> dict[str, Any]:
 def _areas(name: str, curve: "pd.DataFrame") -> list[dict[str, Any]]:
     return [
         {
-            "ranking": name,
-            "order": f"{order}, mean of {len(own)}" if len(own) > 1 else order,
+            "order": f"{name}: {order}" + (f", mean of {len(own)}" if len(own) > 1 else ""),
             "score": number(float(own["score"].mean())),
             "accuracy": share(float(own["accuracy"].mean())),
         }

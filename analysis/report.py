@@ -122,7 +122,7 @@ def write_report(
     flows, neurons = flows or {}, neurons or {}
     check_flows(flows)
     check_neurons(neurons, images)
-    ablations, saturations = ablations or {}, saturations or {}
+    ablations, saturations = ({} if curves is None else curves for curves in (ablations, saturations))
     check_curves(ablations, saturations)
     page: dict[str, Any] = {"title": title, "code": code, "ranked": names[-1], "classes": [], "grouped": None}
     page["facts"] = {**(facts or {}), **facts_of(result, found.left_out)}
