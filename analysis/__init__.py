@@ -10,6 +10,7 @@ from conductance.analysis.plot_graph import plot_flow_graph
 from conductance.analysis.plot_maps import plot_token_map, plot_unit_map
 from conductance.analysis.plots import plot_layer_bars, plot_measures, plot_top_units
 from conductance.analysis.pruning import PrunedUnits, prune_units
+from conductance.analysis.pruning_study import pruning_experiment
 from conductance.analysis.ranking import layer_importance, rank_units
 from conductance.analysis.report import write_report
 from conductance.analysis.responses import strongest_examples, top_unit_by_group, unit_map
@@ -39,6 +40,7 @@ __all__ = [
     "plot_top_units",
     "plot_unit_map",
     "prune_units",
+    "pruning_experiment",
     "rank_units",
     "read_graph",
     "saturation_curve",

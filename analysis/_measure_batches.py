@@ -8,7 +8,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from conductance._requests import checked_rules
 from conductance.analysis._measure_captum import deeplift_values, influence_values
@@ -77,6 +76,8 @@ def values_by_batch(
     progress: bool = False,
 ) -> Iterator[dict[str, Values]]:
     """For each batch, measure and layer, the signed values ``(examples, units)`` in float64."""
+    from tqdm.auto import tqdm
+
     single = isinstance(inputs, Tensor | Mapping | tuple)
     given: Iterable[Batch] = [Batch(inputs, None)] if single else batches(inputs, device_of(model))
     total = None if single or not hasattr(inputs, "__len__") else len(inputs)

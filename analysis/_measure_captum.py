@@ -93,8 +93,6 @@ def deeplift_values(ready: Prepared, rows: int) -> Values:
     if not isinstance(ready.model, nn.Module):
         raise _cannot("deeplift", "", "the model is a plain callable, whose modules Captum cannot find")
     explained = _Explained(ready)
-    # Captum's rule for softmax takes the other examples of a call in.
-    alone = any(isinstance(module, nn.Softmax) for module in ready.model.modules())
 
     def values(layer: PointInfo, examples: Tensor, inputs: tuple[Tensor, ...], starts: tuple[Tensor, ...]) -> Any:
         given = {"additional_forward_args": (examples,), "return_convergence_delta": True}
@@ -108,7 +106,7 @@ def deeplift_values(ready: Prepared, rows: int) -> Values:
         return found
 
     with _as_they_were(ready.model), _own_inputs(ready.model):
-        return _of_layers(ready, "deeplift", values, 1 if alone else max(1, (rows or MOST_ROWS) // 2))
+        return _of_layers(ready, "deeplift", values, max(1, (rows or MOST_ROWS) // 2))
 
 
 def _of_layers(ready: Prepared, measure: str, values: Callable[..., Any], most: int) -> Values:
@@ -161,8 +159,8 @@ def _check_sum(found: tuple[Tensor, ...], left: Tensor) -> None:
     if bool((share > UNEXPLAINED + rounding).any()):
         raise ValueError(
             f"its contributions miss the change of the output by {float(share.max()):.0%} of their absolute sum: some "
-            "nonlinearity on the way is none of the modules that Captum has a rule for (a function such as "
-            "torch.relu, GELU, a product of two tensors)"
+            "nonlinearity on the way is none of the modules for which Captum has a rule that adds up (a function such "
+            "as torch.relu, GELU, softmax, a product of two tensors)"
         )
 
 

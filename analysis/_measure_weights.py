@@ -39,8 +39,9 @@ def weight_values(ready: Prepared, norm: Literal["l1", "l2"]) -> dict[str, Tenso
     found = {}
     for name, info in infos_of(ready).items():
         rows = _rows(producers[name])
-        if len(rows) % info.units:
-            raise _no_weights(name, f"its producer has {len(rows)} rows of weights for its {info.units} units")
+        axis = len(info.shape) if isinstance(producers[name], nn.Linear) else 1
+        if info.unit_axis != axis or info.shape[axis - 1] != len(rows):
+            raise _no_weights(name, f"the {len(rows)} rows of weights before it are none for the units of its {info}")
         by_unit = rows.detach().cpu().double().reshape(info.units, -1)
         found[name] = torch.linalg.vector_norm(by_unit, 1 if norm == "l1" else 2, dim=1)
     return found

@@ -16,7 +16,7 @@ from conductance.analysis._wiring import Maker, Reader, Wiring
 from conductance.analysis.ablation import baseline_values
 from conductance.baselines import Baseline
 from conductance.errors import ConductanceError
-from conductance.hooks import HookPoint, ablate
+from conductance.hooks import HookPoint, LayerSpec, ablate
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +55,7 @@ def found_plans(
     units: dict[str, list[int]],
     value: Literal["zero", "baseline"],
     baselines: Baseline | list[Any],
+    path_from: LayerSpec,
 ) -> list[Plan]:
     """Find out for each layer how its units can be held."""
     names = list(dict.fromkeys([*units, *(makers[layer].name for layer in units)]))
@@ -64,7 +65,7 @@ def found_plans(
         axes[name] = unit_axis(wiring.makers[name], shapes[name].ndim)
     values = {name: shapes[name].new_zeros(shapes[name].shape[axis or 0]) for name, axis in axes.items()}
     if value == "baseline" and units:
-        found = baseline_values(wiring.model, wiring.inputs, names, baselines=baselines)
+        found = baseline_values(wiring.model, wiring.inputs, names, baselines=baselines, path_from=path_from)
         values = {name: _per_unit(found[name], (axes[name] or 0) - 1) for name in names}
     plans = [Plan(layer, makers[layer], chosen, values[layer], None) for layer, chosen in units.items()]
     with plans_held(wiring.model, plans):

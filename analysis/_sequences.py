@@ -1,4 +1,4 @@
-"""What makes the units of a layer, as far as that can be read off a ``Sequential`` without running it."""
+"""What makes the units of a layer, as far as that can be read off a ``Sequential`` that is run as a whole."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def maker_before(model: nn.Module, layer: str) -> Maker:
     passed: list[nn.Module] = []
     for name, module in [(layer, model.get_submodule(layer)), *_before(model, layer)]:
         if makes_units(module):
-            if isinstance(module, _FEATURES_LAST) and any(isinstance(each, _POOLS) for each in passed):
+            mixed = isinstance(module, _FEATURES_LAST) and any(isinstance(each, _POOLS) for each in passed)
+            if mixed or (name != layer and _names(model, module) > 1):
                 break
             return Maker(name, unit_count(module), None, _behind(model, name, module))
         if not _zero_stays(module) or _names(model, module) > 1:
@@ -66,7 +67,9 @@ def _behind(model: nn.Module, name: str, module: nn.Module) -> tuple[str, ...]:
     """The layer just before a batch norm."""
     before = _before(model, name)[:1] if isinstance(module, nn.modules.batchnorm._BatchNorm) else []
     return tuple(
-        other for other, mixing in before if isinstance(mixing, MIXING) and unit_count(mixing) == unit_count(module)
+        other
+        for other, mixing in before
+        if isinstance(mixing, MIXING) and unit_count(mixing) == unit_count(module) and _names(model, mixing) == 1
     )
 
 

@@ -7,7 +7,7 @@ Changes are large numbers of either sign, so that they pass a ReLU or a maximum.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -90,18 +90,19 @@ class Wiring:
         self._outputs = [HookPoint(name) for name in dict.fromkeys([*self.makers, *layers])]
         mixing = [name for name, module in self.makers.items() if isinstance(module, MIXING)]
         self._both = [*self._outputs, *(HookPoint(name, side="in") for name in mixing)]
-        self.clean = self.run(reading=True)
+        self.clean = self.run(keep=[*self.makers, *layers], reading=True)
         self.rounding = torch.finfo(self.clean.output.dtype).eps ** 0.5
         for layer in layers:
             self._check_runs(layer)
 
-    def run(self, change: Change | None = None, *, reading: bool = False) -> Run:
-        """Run the model, some of its tensors changed; what mixing layers read is seen where it is asked for."""
+    def run(self, change: Change | None = None, *, keep: Collection[str] = (), reading: bool = False) -> Run:
+        """Run the model, some tensors changed; kept are outputs by name and, if asked for, what mixing layers read."""
         seen: dict[tuple[str, str], list[Tensor]] = {}
 
         def see(point: HookPoint, tensor: Tensor) -> Tensor | None:
             new = None if change is None else change(point, tensor)
-            seen.setdefault((point.module, point.side), []).append((tensor if new is None else new).clone())
+            if point.side == "in" or point.module in keep:
+                seen.setdefault((point.module, point.side), []).append((tensor if new is None else new).clone())
             return new
 
         with substitute(self.model, self._both if reading else self._outputs, see):
@@ -133,7 +134,7 @@ class Wiring:
             return self._set(tensor, maker.name, units, made) if point.module == maker.name else None
 
         assert maker.axis is not None
-        for tensor in self.run(change).seen[layer, "out"]:
+        for tensor in self.run(change, keep=[layer]).seen[layer, "out"]:
             found = tensor.movedim(maker.axis, -1)[..., units]
             if not self.same(found, wanted.to(found)[units].expand_as(found), self.clean.seen[layer, "out"][0]):
                 return False
@@ -240,7 +241,7 @@ class Wiring:
                 return None
             return _changed(tensor, unit_axis(self.makers[name], tensor.ndim), units, sign)
 
-        run = self.run(change)
+        run = self.run(change, keep=[layer])
         return [new != old for new, old in zip(run.seen[layer, "out"], self.clean.seen[layer, "out"], strict=True)]
 
     def _set(self, tensor: Tensor, name: str, units: list[int], values: Tensor) -> Tensor:

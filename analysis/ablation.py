@@ -239,6 +239,7 @@ def ablation_curve(
     steps: int | Sequence[float] | None = None,
     random: int = 5,
     seed: int = 0,
+    layers: LayerSpec = None,
     path_from: LayerSpec = None,
     internal_batch_size: int | None = None,
     progress: bool = False,
@@ -259,6 +260,9 @@ def ablation_curve(
         Number of random orders.
     seed
         Of the first random order; the others follow.
+    layers
+        What the names in the ranking mean, where they do not say it all: points with a unit axis of their own, or with
+        groups of units such as heads.
 
     Returns
     -------
@@ -297,8 +301,9 @@ def ablation_curve(
     """
     check_choice("value", value, VALUES)
     _check_count("random", random, 0)
+    named = ranked_layers(ranking)
     with interventions(
-        model, loader, ranked_layers(ranking), target=target, baselines=baselines, path_from=path_from,
+        model, loader, named if layers is None else layers, target=target, baselines=baselines, path_from=path_from,
         internal_batch_size=internal_batch_size,
     ) as (runner, each), _bar(progress, "ablation") as bar:  # fmt: skip
         plan = _Plan.of(ranking, runner.layers, steps, random, seed)
@@ -368,9 +373,9 @@ class _Single:
 
     def __call__(self, sets: range) -> dict[str, Tensor]:
         mask = torch.zeros(len(sets), self.units, dtype=torch.bool)
-        for row, place in enumerate(sets):
-            if place:
-                mask[row, self.numbers[place - 1]] = True
+        first = int(sets.start == 0)
+        held = self.numbers[sets.start + first - 1 : sets.stop - 1]
+        mask[torch.arange(first, len(sets)), held] = True
         return {self.layer: mask}
 
 

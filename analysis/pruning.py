@@ -28,7 +28,7 @@ from conductance.analysis._wiring import Maker, Wiring, evaluated
 from conductance.arguments import Inputs
 from conductance.baselines import Baseline
 from conductance.errors import ConductanceError, UnknownLayerError, check_choice
-from conductance.hooks import HookPoint
+from conductance.hooks import HookPoint, LayerSpec
 from conductance.loaders import called
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ def prune_units(
     value: Literal["zero", "baseline"] = "zero",
     inputs: Inputs | None = None,
     baselines: Baseline | list[Any] = None,
+    path_from: LayerSpec = None,
 ) -> PrunedUnits:
     """Mask the least important units of each ranked layer.
 
@@ -108,9 +109,10 @@ def prune_units(
         ``"zero"`` holds the units at zero; ``"baseline"`` at their activation at the baseline: one constant for each
         unit, the mean over positions.
     inputs
-        A batch as the model takes it, of which the wiring is found out and the result checked. Needed for
-        ``"baseline"``; at zero only for layers without weights of their own, outside of a ``Sequential``.
-    baselines
+        A batch as the model takes it, a small one will do: it is run to find out what makes and reads the units, and to
+        check the result. Needed for ``"baseline"``; at zero only for layers without weights of their own that are not
+        in a ``Sequential``, which is taken to be run as a whole.
+    baselines, path_from
         As for `conductance.total_conductance`, for ``value="baseline"``.
 
     Returns
@@ -156,7 +158,7 @@ def prune_units(
     with evaluated(model):
         wiring = Wiring(model, inputs, layers)
         makers = {layer: wiring.maker(layer) for layer in layers}
-        plans = found_plans(wiring, makers, _least(ranking, makers, shares), value, baselines)
+        plans = found_plans(wiring, makers, _least(ranking, makers, shares), value, baselines, path_from)
         with plans_held(model, plans):
             expected = chosen(called(model, inputs))
     pruned = _masked(model, plans)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -24,13 +25,15 @@ from conductance.inner_path import InnerPath, found_point
 from conductance.loaders import Batch, batches, device_of
 from conductance.path import StraightPath
 from conductance.results import LayerInfo
-from conductance.running import CALL_BYTES, MOST_ROWS, layer_info, layout_of, prepared
+from conductance.running import CALL_BYTES, layer_info, layout_of, prepared
 from conductance.targeting import Target, TargetFunction, target_function
 
 #: For some sets of units, by their numbers: the units of each layer that are held, ``(sets, units)`` truth values.
 Masks: TypeAlias = Callable[[range], Mapping[str, Tensor]]
 #: Takes the model's output and the example of each row; gives numbers, ``(rows, …)``.
 Reading: TypeAlias = Callable[[Any, Tensor], Tensor]
+#: Rows of a call when the user names no size, at most: they run forward only.
+MOST_ROWS = 2048
 #: Outputs differ if they do by more than this many roots of the rounding error, as part of their size.
 DIFFERENT = 4.0
 
@@ -79,7 +82,9 @@ class Interventions:
         for first in range(0, len(batch), self.rows):
             which = range(first, min(first + self.rows, len(batch)))
             for name, each in examples.values(which, list(self.layers)).items():
-                total = each.sum(_batch_axis(self.points, name), dtype=torch.promote_types(each.dtype, torch.float32))
+                axis = _batch_axis(self.points, name)
+                total = each.sum(axis, dtype=torch.promote_types(each.dtype, torch.float32))
+                total = total * (len(which) // each.shape[axis])  # one may stand for all
                 sums[name] = sums[name] + total if name in sums else total
         return sums
 
@@ -99,13 +104,29 @@ class Examples:
     arguments: Arguments
     batch: int
     path: StraightPath | None
+    _known: dict[str, Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def _same_start(self) -> bool:
+        """Whether the model gets the same at the baseline of each example."""
+        path = self.path
+        if path is None or isinstance(path, InnerPath) or set(path.moving) != set(path.arguments.entries):
+            return False
+        return all(bool((start[:1] == start).all()) for starts in path.starts for start in starts.values())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the inputs are."""
+        tensors = [entry for entry in self.arguments.entries.values() if isinstance(entry, Tensor)]
+        found: torch.device = tensors[0].device
+        return found
 
     def untouched(self, reading: Reading) -> Tensor:
         """What is read from the model as it is, ``(examples, …)``."""
         parts = []
         for first in range(0, self.batch, self.runner.rows):
-            which = torch.arange(first, min(first + self.runner.rows, self.batch))
-            parts.append(_read(reading, self._called(which), which))
+            which = torch.arange(first, min(first + self.runner.rows, self.batch), device=self.device)
+            parts.append(reading(self._called(which), which))
         return torch.cat(parts)
 
     def held(self, sets: int, masks: Masks, reading: Reading) -> Tensor:
@@ -117,10 +138,21 @@ class Examples:
         return torch.cat(parts, 1)
 
     def values(self, which: range, names: list[str]) -> dict[str, Tensor]:
-        """Activations of some examples at the baseline, at some layers, averaged over the baselines."""
+        """Activations of some examples at the baseline, at some layers, averaged over the baselines.
+
+        One example stands for all where the model gets the same at the baseline of each.
+        """
         path = self.path
         if path is None:
             return {}
+        if not self._same_start:
+            return self._averaged(path, which, names)
+        unknown = [name for name in names if name not in self._known]
+        if unknown:
+            self._known.update(self._averaged(path, range(1), unknown))
+        return {name: self._known[name] for name in names}
+
+    def _averaged(self, path: StraightPath, which: range, names: list[str]) -> dict[str, Tensor]:
         sums: dict[str, Tensor] = {}
         for number in range(path.per_example):
             paths = torch.arange(which.start, which.stop, device=path.device) * path.per_example + number
@@ -134,7 +166,8 @@ class Examples:
         seen: dict[str, Tensor] = {}
 
         def see(point: HookPoint, tensor: Tensor) -> None:
-            seen[points[point]] = tensor.detach().clone()
+            if point in points:
+                seen[points[point]] = tensor.detach().clone()
 
         with substitute(self.runner.modules, list(points), see):
             path.rows(paths, places).through(self.runner.model)
@@ -150,7 +183,7 @@ class Examples:
         """The same for some of the examples, whose values at the baseline are found out once."""
         each = max(1, self.runner.rows // len(which))
         chunks = [range(first, min(first + each, sets)) for first in range(0, sets, each)]
-        examples = torch.arange(which.start, which.stop)
+        examples = torch.arange(which.start, which.stop, device=self.device)
         values = self.values(which, list(masks(chunks[0])))
         return torch.cat([self._chunk(examples, masks(chunk), len(chunk), values, reading) for chunk in chunks])
 
@@ -162,7 +195,7 @@ class Examples:
             try:
                 return self._call(examples, masks, sets, values, reading, shared=True)
             except Exception:
-                self._noted(examples, masks, good=False)
+                self.runner._shared[self._key(examples, masks)] = False
         return self._call(examples, masks, sets, values, reading, shared=False)
 
     def _call(
@@ -180,12 +213,17 @@ class Examples:
         infos = {info.point: info for info in self.runner.points if info.name in masks}
 
         def put(point: HookPoint, tensor: Tensor) -> Tensor:
-            info = infos[point]
+            info = infos.get(point)
+            if info is None:
+                raise ConductanceError(
+                    f"layer {point.name!r} ran, but not when the model was tried first: its control flow depends on "
+                    "the data; name one call of the module"
+                )
             return _held(info, tensor, masks[info.name], values.get(info.name, 0.0), (sets, count))
 
         with substitute(self.runner.modules, list(infos), put):
             output = self._called(examples if shared else rows)
-        found = _read(reading, output, rows)
+        found = reading(output, rows)
         return found.reshape(sets, count, *found.shape[1:])
 
     def _called(self, examples: Tensor) -> Any:
@@ -209,9 +247,6 @@ class Examples:
             else:
                 self.runner._shared[key] = _same(slow, fast)
         return self.runner._shared[key]
-
-    def _noted(self, examples: Tensor, masks: Mapping[str, Tensor], *, good: bool) -> None:
-        self.runner._shared[self._key(examples, masks)] = good
 
     def _key(self, examples: Tensor, masks: Mapping[str, Tensor]) -> tuple[Any, ...]:
         return (len(examples), *masks)
@@ -253,8 +288,14 @@ def interventions(
             yield batch, target_function(batch.target(target, model), len(batch))
             batch = next(read, None)
 
+    explained = target_function(first.target(target, model), len(first))
+
+    # a function: whoever names a class is warned where the baseline has one itself, which no effect depends on
+    def function(output: Any, examples: Tensor) -> Tensor:
+        return explained(output, examples)
+
     with prepared(
-        model, first.inputs, layers, target=first.target(target, model), baselines=baselines,
+        model, first.inputs, layers, target=function, baselines=baselines,
         additional_forward_args=None, fixed=(), path_from=path_from, on_train="error", most=most,
     ) as ready, torch.no_grad():  # fmt: skip
         tapped = sum(layout.size * layout.dtype.itemsize for layout in map(layout_of, ready.points))
@@ -298,13 +339,6 @@ def _patterns(mask: Tensor) -> Tensor:
     trial[1] = True
     trial[2, ::2] = True
     return trial
-
-
-def _read(reading: Reading, output: Any, rows: Tensor) -> Tensor:
-    found = reading(output, rows)
-    if len(found) != len(rows):
-        raise ConductanceError(f"the target gave {len(found)} numbers for {len(rows)} rows; expected one a row")
-    return found
 
 
 def _same(first: Tensor, second: Tensor) -> bool:

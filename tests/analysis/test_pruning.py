@@ -221,3 +221,17 @@ def test_dict_of_ids_goes_through_a_model_of_keywords() -> None:
     with hooks.ablate(model, {"fc": pruned.units["fc"]}, values):
         torch.testing.assert_close(found, model(**inputs)["logits"], rtol=0, atol=1e-12)
     assert pruned.folded == {"fc": ("head",)}
+
+
+def test_baseline_of_token_ids_is_that_of_their_embeddings() -> None:
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Embedding(11, 5), nn.Linear(5, 7), nn.Tanh(), nn.Flatten(), nn.Linear(14, 3)).double()
+    ids = torch.arange(8).reshape(4, 2)
+    options = {"amount": 0.5, "value": "baseline", "inputs": ids, "path_from": "0", "baselines": 0.7}
+    with prune_units(model, ranked({"2": [*range(7)]}), **options) as pruned:  # type: ignore[arg-type]
+        found = model(ids)
+    value = model[2](model[1](torch.full((5,), 0.7, dtype=torch.float64)))
+    torch.testing.assert_close(pruned.values["2"], value.detach(), rtol=0, atol=1e-12)
+    with hooks.ablate(model, {hooks.HookPoint("2", unit_axis=2): pruned.units["2"]}, value):
+        torch.testing.assert_close(found, model(ids), rtol=0, atol=1e-12)
+    assert pruned.folded == {"2": ("4",)}

@@ -114,6 +114,12 @@ def test_module_in_two_places_is_found_out() -> None:
     sequence = nn.Sequential(nn.Linear(3, 5), act, nn.Linear(5, 5), act)
     with pytest.raises(ValueError, match="give inputs"):
         prune_units(sequence, ranked({"1": [*range(5)]}), amount=0.6)
+    linear = nn.Linear(5, 5)
+    sequence = nn.Sequential(linear, nn.ReLU(), linear, nn.Tanh())
+    with pytest.raises(ValueError, match="give inputs"):
+        prune_units(sequence, ranked({"1": [*range(5)]}), amount=0.6)
+    with pytest.raises(ConductanceError, match=r"masks for '1' change the output.*used twice"):
+        prune_units(sequence, ranked({"1": [*range(5)]}), amount=0.6, inputs=torch.randn(4, 5))
 
 
 def test_pooling_over_features_is_not_taken_for_channels() -> None:
@@ -158,3 +164,17 @@ def test_layer_that_does_not_run() -> None:
     model.spare = nn.Linear(3, 4)
     with pytest.raises(ConductanceError, match=r"'spare' gives no tensor for these inputs"):
         prune_units(model, ranked({"spare": [*range(4)]}), amount=0.5, inputs=torch.ones(2, 3).double())
+
+
+def test_layer_of_several_tensors() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm, self.head = nn.LSTM(3, 4, batch_first=True), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            output: Tensor = self.head(self.lstm(x)[0].mean(1))
+            return output
+
+    with pytest.raises(ConductanceError, match=r"makes the units of 'lstm'"):
+        prune_units(Net(), ranked({"lstm": [*range(4)]}), amount=0.5, inputs=torch.ones(2, 5, 3))

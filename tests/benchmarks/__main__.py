@@ -11,7 +11,19 @@ import captum
 import torch
 import typer
 
-from tests.benchmarks import accuracy, captum_table, edges, finer, imports, memory, speed, weights
+from tests.benchmarks import (
+    ablation,
+    accuracy,
+    captum_table,
+    edges,
+    finer,
+    imports,
+    measures,
+    memory,
+    pruning,
+    speed,
+    weights,
+)
 from tests.benchmarks.tables import Table
 
 BENCHMARKS: dict[str, Callable[[bool], Iterable[Table]]] = {
@@ -21,7 +33,10 @@ BENCHMARKS: dict[str, Callable[[bool], Iterable[Table]]] = {
     "memory": lambda quick: memory.run(quick=quick),
     "finer": lambda quick: finer.run(quick=quick),
     "imports": lambda quick: [imports.run(quick=quick)],
+    "measures": lambda quick: measures.run(quick=quick),
     "edges": lambda quick: edges.run(quick=quick),
+    "ablation": lambda quick: ablation.run(quick=quick),
+    "pruning": lambda quick: pruning.run(quick=quick),
 }
 Names = Annotated[list[str] | None, typer.Argument(help=f"Any of {', '.join(BENCHMARKS)}; all if none is named.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Fewer images, smaller inputs.")]

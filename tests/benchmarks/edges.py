@@ -75,7 +75,7 @@ def held_at_baseline(model: nn.Module, layer: str, unit: int) -> Iterator[None]:
     module, kept = model.get_submodule(layer), []
     handle = module.register_forward_hook(lambda _module, _args, output: kept.append(output))
     try:
-        model(torch.zeros(1, 64, dtype=torch.float64))
+        model(torch.zeros(1, 64, dtype=next(model.parameters()).dtype))
     finally:
         handle.remove()
 

@@ -91,16 +91,16 @@ def _train(model: nn.Module, epochs: int, batch: int = 64) -> None:
 
 
 @cache
-def trained(name: str, activation: Activation = "relu") -> nn.Sequential:
+def trained(name: str, activation: Activation = "relu", seed: int | None = None) -> nn.Sequential:
     """Train one of `NAMES` on the digits, once a process; a frozen float64 copy in evaluation mode.
 
-    Do not change it: every caller gets the same one.
+    Do not change it: every caller gets the same one. Without a seed it is that of the common network.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_SEEDS.get(name, 4))
+            torch.manual_seed(_SEEDS.get(name, 4) if seed is None else seed)
             model = digit_conv(activation) if name == "conv" else mlp(MLPS[name], activation)
             _train(model, epochs=40 if name.startswith(("narrow", "thin")) else 15)
     finally:
