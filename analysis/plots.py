@@ -160,7 +160,8 @@ def plot_measures(table: "pd.DataFrame", ax: "Axes | None" = None, *, by: str = 
     colours = [POSITIVE if value >= 0 else NEGATIVE for value in mean]
     ax.barh(np.arange(len(mean)), mean, height=0.7, color=colours)
     if grouped.size().max() > 1:
-        ax.errorbar(mean, np.arange(len(mean)), xerr=(mean - low, high - mean), fmt="none", ecolor=FAINT, capsize=3)
+        whiskers = np.maximum([mean - low, high - mean], 0.0)  # of equal numbers the mean may be off by rounding
+        ax.errorbar(mean, np.arange(len(mean)), xerr=whiskers, fmt="none", ecolor=FAINT, capsize=3)
     for row, (value, end) in enumerate(zip(mean, high.clip(lower=0), strict=True)):
         text = "–" if np.isnan(value) else f"{value:.2f}".replace("-", "−")
         place = (0.0 if np.isnan(value) else end, row)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 from conductance.analysis._values import Floats, Groups, Results, check_top, statistics
-from conductance.dataset_results import LayerStatistics
+from conductance.dataset_statistics import LayerStatistics
 from conductance.errors import UnknownLayerError, check_choice
 
 if TYPE_CHECKING:

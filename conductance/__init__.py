@@ -6,7 +6,8 @@ Which internal units carry a prediction, from which inputs, and how sure is that
 from conductance import hooks, targets
 from conductance.attention import AttentionConductance, attention_conductance
 from conductance.dataset import dataset_conductance
-from conductance.dataset_results import DatasetConductance, LayerStatistics
+from conductance.dataset_results import DatasetConductance
+from conductance.dataset_statistics import LayerStatistics
 from conductance.dictionary import dictionary_conductance
 from conductance.errors import ConductanceError, ConvergenceWarning, ZeroConductanceWarning
 from conductance.flow import conductance_flow

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conductance._reporting import unwarned
+from conductance._telling import unwarned
 from conductance.errors import check_choice
 from conductance.targeting import TargetFunction, target_function
 

@@ -75,7 +75,7 @@ class Moments:
     @property
     def standard_error(self) -> Tensor:
         """Standard error of the mean, nan of fewer than two."""
-        return self.deviation / self.count.sqrt()
+        return self.deviation / self.count.double().sqrt()  # of integers it is float32
 
 
 @dataclass(frozen=True, eq=False)

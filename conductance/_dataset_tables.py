@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from conductance._result_layers import counted
 
 if TYPE_CHECKING:
@@ -31,16 +33,22 @@ def to_dataframe(stats: DatasetConductance, layer: str | None) -> pd.DataFrame:
     """One row a group, layer and unit."""
     import pandas as pd
 
-    tables = []
-    for group in stats.groups or [None]:
-        for name, one in stats.compute(group).items():
-            if layer in (None, name):
-                columns = {column: getattr(one, column).numpy() for column in _COLUMNS}
-                known = {"layer": name, "unit": range(one.info.units), "group": EVERY, "count": one.count}
-                # A tuple would be taken for a column.
-                known["group"] = [EVERY if group is None else group] * one.info.units
-                tables.append(pd.DataFrame({**known, **columns}))
-    return pd.concat(tables, ignore_index=True).astype({"layer": str})
+    rows = [
+        (EVERY if group is None else group, name, one)
+        for group in stats.groups or [None]
+        for name, one in stats.compute(group).items()
+        if layer in (None, name)
+    ]
+    units = [one.info.units for _, _, one in rows]
+    columns = {
+        "layer": np.repeat(np.array([name for _, name, _ in rows], dtype=object), units),
+        "unit": np.concatenate([np.arange(number) for number in units]),
+        # A list, for tuples would become an axis of an array.
+        "group": [group for (group, _, _), number in zip(rows, units, strict=True) for _ in range(number)],
+        "count": np.repeat([one.count for _, _, one in rows], units),
+        **{column: np.concatenate([getattr(one, column).numpy() for _, _, one in rows]) for column in _COLUMNS},
+    }
+    return pd.DataFrame(columns).astype({"layer": str})
 
 
 def to_text(stats: DatasetConductance) -> str:

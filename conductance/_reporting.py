@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from conductance._findings import findings_of
+from conductance._telling import unwarned
 from conductance.errors import ConvergenceWarning
 from conductance.flights import Rules
 from conductance.results import TotalConductance
 from conductance.running import Prepared
 from conductance.targeting import OutputTarget
-
-#: Set where no tolerance was asked, so that none can be missed.
-unwarned: ContextVar[bool] = ContextVar("unwarned", default=False)
 
 
 def settings_of(ready: Prepared, rules: Rules, n_steps: int | None, target: Any, baselines: Any) -> dict[str, Any]:

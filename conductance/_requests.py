@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import sys
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from torch import nn
 
+from conductance._telling import tell
 from conductance.flights import Rules
 from conductance.hooks import HookPoint, LayerSpec, PointInfo, PointTable, Probe, Selection
 
@@ -79,7 +79,7 @@ def check_mode(model: Callable[..., Any], modules: Mapping[str, nn.Module], on_t
         way_out = "Build it with track_running_stats=True and calibrate it"
     if on_train == "error":
         raise ValueError(f'{text}. {way_out}, or pass on_train="warn"')
-    warnings.warn(f"{text}; results depend on chance and on the other rows of a call", UserWarning, stacklevel=5)
+    tell(f"{text}; results depend on chance and on the other rows of a call", UserWarning, stacklevel=5)
     return [*found.values()]
 
 

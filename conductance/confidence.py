@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from conductance._outputs import chosen
+from conductance._telling import tell
 from conductance.path import StraightPath
 from conductance.targeting import TargetFunction
 
@@ -52,7 +52,7 @@ def warn_if_confident(model: Callable[..., Any], path: StraightPath, function: T
         return
     worst = int(paths[sure.argmax()])
     told = f"baseline {worst % path.per_example} of " if path.per_example > 1 else ""
-    warnings.warn(
+    tell(
         f"the baseline is itself confident: at {told}example {worst // path.per_example} the model gives the target a "
         f"probability of {float(sure.max()):.3f}, so that little of the prediction is left to explain; choose another "
         "baseline (the mean of the batch, a blurred or permuted input), several of them, or a target such as the "

@@ -6,11 +6,9 @@ examples: the class-wise conductance of 1805.12233, sections 4 and 5.
 
 from __future__ import annotations
 
-import re
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence, Sized
 from functools import partial
 from typing import Any, Literal
 
@@ -18,8 +16,9 @@ import torch
 from torch import Tensor
 
 from conductance._fingerprint import fingerprint
-from conductance._reporting import described, unwarned
+from conductance._reporting import described
 from conductance._requests import checked_rules
+from conductance._telling import in_batch
 from conductance.arguments import Arguments, Inputs
 from conductance.baselines import Baseline
 from conductance.dataset_results import DatasetConductance
@@ -144,7 +143,7 @@ def dataset_conductance(
     with _bar(loader, progress) as bar:
         try:
             for number, batch in enumerate(batches(loader, device_of(model))):
-                with _in_batch(number, told):
+                with in_batch(number, told):
                     found = classes(batch) if "predicted" in _texts(target, group_by) else None
                     wanted = found if target == "predicted" else batch.target(target, model)
                     result = explained(batch.inputs, target=wanted)
@@ -202,26 +201,6 @@ def _groups(group_by: Any, batch: Batch, classes: Tensor | None) -> Any:
             f"group_by='label' needs one label for each example, the loader gives {shape}; give a callable"
         )
     return batch.labels
-
-
-@contextmanager
-def _in_batch(number: int, told: set[tuple[type, str]]) -> Iterator[None]:
-    """Name the batch where something fails, and give each warning once; missed tolerances are told at the end."""
-    token = unwarned.set(True)
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            yield
-    except Exception as error:
-        error.add_note(f"in batch {number} of the loader")
-        raise
-    finally:
-        unwarned.reset(token)
-    for one in caught:
-        # Numbers in it, such as that of an example, make no other warning.
-        key = one.category, re.sub(r"[\d.]+", "", str(one.message))
-        if key not in told:
-            told.add(key)
-            warnings.warn(f"batch {number} of the loader: {one.message}", one.category, stacklevel=4)
 
 
 def _bar(loader: Iterable[Any], progress: bool) -> Any:

@@ -8,7 +8,7 @@ and in whatever order the parts were merged, up to rounding.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,78 +19,22 @@ from conductance import _dataset_files, _dataset_tables
 from conductance._dataset_files import FORMAT, VERSION
 from conductance._dataset_groups import checked_groups, in_order
 from conductance._dataset_state import State
-from conductance._dataset_sums import LAYER_ROWS, LayerSums, layer_values, members, unit_values
+from conductance._dataset_sums import LayerSums, layer_values, members, unit_values
 from conductance._result_checks import as_json
 from conductance._result_layers import LayerInfo
+from conductance.dataset_statistics import LayerStatistics, statistics_of
 from conductance.errors import UnknownLayerError
 from conductance.results import TotalConductance
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["FORMAT", "VERSION", "DatasetConductance", "LayerStatistics"]
+__all__ = ["FORMAT", "VERSION", "DatasetConductance"]
 
 #: Settings of a result that are kept, and have to be those of the results before it.
 _SHARED = ("moving", "rtol", "atol", "n_steps")
 #: Settings that say how a run went, not what was run.
 _OF_THE_RUN = ("seconds", "interrupted")
-
-
-@dataclass(frozen=True, eq=False)
-class LayerStatistics:
-    """Statistics of one layer over examples. Conductance is signed; positions are summed before anything else.
-
-    Attributes
-    ----------
-    info
-        What is known of the layer; its shape is ``(units,)``.
-    count
-        Number of examples.
-    mean, std, standard_error
-        ``(units,)`` float64: mean conductance over examples, its standard deviation between examples (of a sample:
-        divided by ``count - 1``), and ``std / sqrt(count)``, how far the mean may be from that of all examples there
-        are. The last two are nan of a single example.
-    mean_abs, mean_abs_standard_error
-        ``(units,)``: mean of ``|C|`` and its standard error.
-    share_positive
-        ``(units,)``: share of examples whose conductance is above 0.
-    smallest, largest
-        ``(units,)``: extremes of the signed conductance.
-    error, largest_error
-        ``(units,)``: mean and largest of the estimated absolute error of an example's conductance; the mean bounds the
-        numerical error of both means.
-    sum, sum_standard_error, abs
-        Mean over examples of ``Σ C`` over units, its standard error, and mean of ``Σ|C|``.
-    cancellation
-        Mean of ``1 - |Σ C| / Σ|C|``, over examples where not all are 0.
-    coverage, coverage_error
-        Mean of ``Σ C / (F(x) - F(x'))``, and of its estimated error, over examples whose output changes.
-    output_change
-        Mean of ``F(x) - F(x')``.
-    relative_error
-        Largest estimated ``Σ|error| / Σ|C|``.
-    """
-
-    info: LayerInfo
-    count: int
-    mean: Tensor
-    std: Tensor
-    standard_error: Tensor
-    mean_abs: Tensor
-    mean_abs_standard_error: Tensor
-    share_positive: Tensor
-    smallest: Tensor
-    largest: Tensor
-    error: Tensor
-    largest_error: Tensor
-    sum: float
-    sum_standard_error: float
-    abs: float
-    cancellation: float
-    coverage: float
-    coverage_error: float
-    output_change: float
-    relative_error: float
 
 
 class DatasetConductance:
@@ -288,7 +232,7 @@ class DatasetConductance:
         # In the order of the groups, so that parts merged in any order give the same bits where they can.
         parts = [sums[one] for one in (self.groups or [None])] if group is None else [sums[group]]
         return {
-            layer: _statistics(info, reduce(LayerSums.merged, [part[layer] for part in parts]))
+            layer: statistics_of(info, reduce(LayerSums.merged, [part[layer] for part in parts]))
             for layer, info in self._state.info.items()
         }
 
@@ -366,26 +310,3 @@ class DatasetConductance:
 def _folded(info: LayerInfo) -> LayerInfo:
     """The layer with its positions summed."""
     return replace(info, shape=(info.units,), unit_axis=1, unit_groups=None)
-
-
-def _statistics(info: LayerInfo, sums: LayerSums) -> LayerStatistics:
-    units = sums.units
-    means, errors = units.mean, units.standard_error
-    layer = dict(zip(LAYER_ROWS, sums.layer.mean.tolist(), strict=True))
-    return LayerStatistics(
-        info=info,
-        count=int(units.count),
-        mean=means[0],
-        std=units.deviation[0],
-        standard_error=errors[0],
-        mean_abs=means[1],
-        mean_abs_standard_error=errors[1],
-        share_positive=means[2],
-        smallest=-sums.extremes[1],
-        largest=sums.extremes[0],
-        error=means[3],
-        largest_error=sums.extremes[2],
-        sum_standard_error=float(sums.layer.standard_error[0]),
-        relative_error=float(sums.worst),
-        **layer,
-    )

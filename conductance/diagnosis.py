@@ -7,7 +7,6 @@ their paths, what has a gradient, and which operator stands right before the tar
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from conductance._findings import Finding
+from conductance._telling import tell
 from conductance.collecting import Collector
 from conductance.engine import Engine
 from conductance.errors import ZeroConductanceWarning
@@ -82,7 +82,7 @@ def _warn(findings: Sequence[Finding], zero: Any, small: Any, count: int) -> Non
     many = int((zero | small if of_target else zero).sum())
     told = grave if many == count else [one for one in grave if one.cause not in _MAY_WELL_BE]
     if told and many:
-        warnings.warn(
+        tell(
             f"no conductance in any of the layers asked, for {many} of {count} examples. "
             + "; ".join(map(str, told[:3])),
             ZeroConductanceWarning,

@@ -7,7 +7,6 @@ model makes of the ids elsewhere stay those of the input.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from conductance._failing import raise_failed
+from conductance._telling import tell
 from conductance.arguments import Arguments, Key, is_integer, is_moving, kind_of, repeated
 from conductance.baselines import Baseline, named_keys, starts_of
 from conductance.errors import ConductanceError
@@ -196,7 +196,7 @@ def _warn_of_masks(arguments: Arguments, moving: list[Key]) -> None:
     shapes = {arguments.entries[key].shape for key in arguments.integers()}
     tensors = [arguments.entries[key] for key in moving]
     if all(one.shape in shapes and bool(((one == 0) | (one == 1)).all()) for one in tensors):
-        warnings.warn(
+        tell(
             f"inputs[{moving[0]!r}] holds zeros and ones of floating point, so it is what moves along the path, while "
             f"inputs[{arguments.integers()[0]!r}], of integers, stays as it is; for the path of token embeddings give "
             "path_from= the embedding (a mask of integers or truth values does not move)",

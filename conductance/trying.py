@@ -7,7 +7,6 @@ random or mixes its rows.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from conductance._failing import mixing, not_rows, raise_failed, taken_for_batch, why_failing
 from conductance._requests import PROBED
+from conductance._telling import tell
 from conductance.engine import check_rows
 from conductance.errors import ConductanceError
 from conductance.hooks import LayerSpec, Probe, Selection, names_run, probe_layers
@@ -81,7 +81,7 @@ def tried(
         if reason and not warn:
             raise ConductanceError(f'{reason}, or pass on_train="warn" to go on')
         if reason:
-            warnings.warn(reason, UserWarning, stacklevel=5)
+            tell(reason, UserWarning, stacklevel=5)
     return selection, found
 
 

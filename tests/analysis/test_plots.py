@@ -192,6 +192,11 @@ def test_measures_have_a_bar_of_the_mean_and_a_whisker_of_the_range() -> None:
     assert single.get_xlabel() == "spearman"
 
 
+def test_equal_numbers_have_a_whisker_of_no_length() -> None:
+    ax = plot_measures(pd.DataFrame({"measure": ["conductance"] * 5, "pearson": 0.99}))
+    assert len(ax.collections) == 1
+
+
 def test_measures_of_a_network_are_drawn() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
     table = compare_measures(model, [torch.rand(5, 3).double()], "1", target=0, measures=["activation", "random"])
