@@ -5,9 +5,10 @@ from conductance.analysis.graph import compare_graphs, flow_graph
 from conductance.analysis.graph_files import read_graph, write_graph
 from conductance.analysis.graph_paths import FlowPath, backbone, strongest_paths
 from conductance.analysis.measures import MEASURES, compare_measures, measure_values, unit_scores
-from conductance.analysis.plot_curves import plot_ablation_curve, plot_pruning_curves, plot_saturation_curve
+from conductance.analysis.plot_curves import plot_ablation_curve, plot_pruning_curves
 from conductance.analysis.plot_graph import plot_flow_graph
 from conductance.analysis.plot_maps import plot_token_map, plot_unit_map
+from conductance.analysis.plot_saturation import plot_saturation_curve
 from conductance.analysis.plots import plot_layer_bars, plot_measures, plot_top_units
 from conductance.analysis.pruning import PrunedUnits, prune_units
 from conductance.analysis.pruning_study import pruning_experiment

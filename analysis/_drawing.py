@@ -20,6 +20,8 @@ POSITIVE, NEGATIVE, NEUTRAL, FAINT = "#2f7ed8", "#e8790c", "#a3adb8", "#6b7683"
 #: Colours of curves that are told apart by name, and their markers.
 SERIES = (POSITIVE, NEGATIVE, "#149a75", "#c765a8", "#9a8600", "#37b0e0", "#8f6fe0", "#c2504a")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+#: Inches of a new figure of curves.
+CURVES = (7.0, 4.2)
 #: Opacity of a band, and points of a curve up to which they are marked.
 BAND, _FEW = 0.3, 24
 

@@ -9,7 +9,8 @@ from conductance.analysis._pictures import BAR, BARS, CURVE, chart
 from conductance.analysis._report_parts import number, share
 from conductance.analysis._values import check_table
 from conductance.analysis.ablation import curve_area
-from conductance.analysis.plot_curves import plot_ablation_curve, plot_saturation_curve
+from conductance.analysis.plot_curves import plot_ablation_curve
+from conductance.analysis.plot_saturation import plot_saturation_curve
 from conductance.analysis.plots import plot_layer_bars
 from conductance.analysis.ranking import layer_importance
 from conductance.analysis.saturation import COLUMNS, saturation_point
