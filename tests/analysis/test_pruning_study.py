@@ -12,6 +12,7 @@ from torch.nn.utils import prune
 from torch.utils.data import DataLoader, TensorDataset
 
 from conductance.analysis import prune_units, pruning_experiment, unit_scores
+from conductance.analysis._training import seeded, trained
 from tests.analysis.pruned_nets import ranked
 from tests.analysis.test_pruning_undo import assert_same_state, state
 
@@ -111,9 +112,21 @@ def test_seed_draws_ranking_and_order_of_training() -> None:
     random = experiment(criteria=["random"], seeds=[1, 2])
     assert random.loss[0] != random.loss[1]
     tuned = experiment(seeds=[1, 2], fine_tune=1)
-    plain, trained = tuned[~tuned.fine_tuned], tuned[tuned.fine_tuned]
-    assert plain.loss.nunique() == 1
-    assert trained.loss.nunique() == 2
+    assert tuned[~tuned.fine_tuned].loss.nunique() == 1
+    assert tuned[tuned.fine_tuned].loss.nunique() == 2
+
+
+def test_list_of_batches_comes_in_the_order_of_the_seed() -> None:
+    def weights(seed: int) -> Tensor:
+        model = nn.Sequential(nn.Linear(3, 4, bias=False)).double()
+        nn.init.ones_(model.get_parameter("0.weight"))
+        with seeded(seed):
+            trained(model, TRAIN, 1)
+        return model.get_parameter("0.weight").detach()
+
+    found = [weights(seed) for seed in range(6)]
+    assert 1 < len({tuple(each.flatten().tolist()) for each in found}) <= 6
+    assert torch.equal(found[3], weights(3))
 
 
 def test_training_helps_and_keeps_masks() -> None:
@@ -128,7 +141,7 @@ def test_training_helps_and_keeps_masks() -> None:
         model.get_submodule("5").get_parameter("bias").data[2] += 9
 
     table = experiment(fine_tune=tune)
-    assert len(seen) == 1
+    assert [each.training for each in seen] == [False]
     assert table.fine_tuned.tolist() == [False, True]
     assert table.loss[0] != table.loss[1]
     longer = [experiment(fine_tune=epochs).loss[1] for epochs in (1, 20)]

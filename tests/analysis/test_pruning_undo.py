@@ -46,12 +46,15 @@ def test_undo_puts_everything_back(
 ) -> None:
     model, inputs = made(kind)
     ranking, _ = shuffled(model, inputs, layers)
+    with prune_units(model, ranking, amount=0.5, value=value, inputs=inputs, baselines=BASELINE):
+        expected = model(inputs)
     model.train()
     before = state(model)
     pruned = prune_units(model, ranking, amount=0.5, value=value, inputs=inputs, baselines=BASELINE)
     assert model.training
     assert prune.is_pruned(model)
     masked = model.eval()(inputs)
+    assert torch.equal(masked, expected)
     if final:
         for module, name in pruned.parameters:
             prune.remove(module, name)
