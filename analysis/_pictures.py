@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from conductance.analysis._drawing import NEUTRAL, SERIES
 from conductance.analysis._graph_layout import shown_part
 from conductance.analysis.plot_graph import plot_flow_graph
-from conductance.analysis.plots import plot_layer_bars, plot_unit_map
+from conductance.analysis.plot_maps import plot_unit_map
+from conductance.analysis.plots import plot_layer_bars
 from conductance.analysis.ranking import layer_importance, rank_units
 from conductance.analysis.responses import strongest_examples, unit_map
 from conductance.neuron_results import NeuronConductance
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 
 #: Text and background of charts, on light and on dark pages; the template has the same backgrounds.
 _LIGHT, _DARK = ("#1f2429", "#ffffff"), ("#dfe3e8", "#1b1f24")
+
+#: Inches of the height of bars without a row, for each row, and of curves.
+BARS, BAR, CURVE = 1.1, 0.26, 3.6
 
 #: Lines of a flow graph thinner than this share of the strongest into their layer are left out.
 _MIN_SHARE = 0.05
@@ -45,11 +50,11 @@ class MapPicture:
     conductance: float
 
 
-def chart(draw: "Callable[[Axes], object]", rows: int) -> Chart:
-    """Draw horizontal bars once, and encode them in both colour schemes."""
+def chart(draw: "Callable[[Axes], object]", height: float) -> Chart:
+    """Draw bars or curves once, and encode them in both colour schemes; the height is in inches."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.8, 1.0 + 0.26 * rows), layout="constrained")
+    figure = Figure(figsize=(4.8, height), layout="constrained")
     draw(figure.add_subplot())
     return Chart(*(_encoded(_tinted(figure, *colours), 160) for colours in (_LIGHT, _DARK)))
 
@@ -177,13 +182,16 @@ def _map_source(image: Any, values: Any, limit: float) -> str:
 
 
 def _tinted(figure: "Figure", ink: str, paper: str) -> "Figure":
-    """Give a figure the colours of a page."""
+    """Give a figure the colours of a page; curves and bars keep theirs."""
     from matplotlib.collections import LineCollection
+    from matplotlib.colors import to_rgba
     from matplotlib.lines import Line2D
     from matplotlib.text import Text
 
     figure.set_facecolor(paper)
-    for artist in (*figure.findobj(Text), *figure.findobj(Line2D), *figure.findobj(LineCollection)):
+    curves = {to_rgba(colour) for colour in (*SERIES, NEUTRAL)}
+    thin = [line for line in figure.findobj(Line2D) if to_rgba(line.get_color()) not in curves]
+    for artist in (*figure.findobj(Text), *thin, *figure.findobj(LineCollection)):
         artist.set(color=ink)
     for ax in figure.axes:
         ax.set_facecolor(paper)

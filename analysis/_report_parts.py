@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from conductance.analysis._pictures import MapPicture, chart, map_pictures
+from conductance.analysis._pictures import BAR, BARS, MapPicture, chart, map_pictures
 from conductance.analysis._values import as_floats
 from conductance.analysis.plots import plot_layer_bars, plot_top_units
 from conductance.analysis.ranking import layer_importance, rank_units
@@ -62,7 +62,7 @@ def layers_part(result: TotalConductance) -> dict[str, Any]:
         }
         for row in table.to_dict("records")
     ]
-    return {"rows": rows, "chart": chart(lambda ax: plot_layer_bars(table, ax), len(table))}
+    return {"rows": rows, "chart": chart(lambda ax: plot_layer_bars(table, ax), BARS + BAR * len(table))}
 
 
 def units_part(result: TotalConductance, layer: str, top: int, images: Any, captions: Sequence[str]) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def units_part(result: TotalConductance, layer: str, top: int, images: Any, capt
     def draw(ax: "Axes") -> None:
         plot_top_units(units, ax).set_yticks(range(len(units)), [f"unit {unit}" for unit in units["unit"]])
 
-    drawing = chart(draw, len(units))
+    drawing = chart(draw, BARS + BAR * len(units))
     known = {"layer": layer, "type": info.module_type, "of": info.units}
     return {**known, "rows": rows, "chart": drawing, "maps": maps}
 

@@ -139,3 +139,19 @@ def check_top(top: object, name: str = "top") -> None:
     if top < 1:
         msg = f"{name} must be at least 1, got {top}."
         raise ValueError(msg)
+
+
+def check_table(table: object, columns: Sequence[str], name: str, maker: str) -> None:
+    """Refuse what is not a table with these columns and at least one row; ``maker`` is the function that makes it."""
+    import pandas as pd
+
+    if not isinstance(table, pd.DataFrame):
+        msg = f"{name} must be the table that {maker} returns, a pandas DataFrame, got {type(table).__name__}."
+        raise TypeError(msg)
+    missing = [column for column in columns if column not in table]
+    if missing:
+        msg = f"{name} lacks the columns {missing}; pass what {maker} returns."
+        raise ValueError(msg)
+    if not len(table):
+        msg = f"{name} is an empty table; expected at least one row, as {maker} returns it."
+        raise ValueError(msg)

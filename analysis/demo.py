@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from conductance._result_layers import counted
+from conductance.analysis._demo_curves import Curves, explain_curves
 from conductance.analysis.digits import TEST_IMAGES, Digits, load_digits, train
 from conductance.flow import conductance_flow
 from conductance.flow_results import REST, ConductanceFlow
@@ -53,7 +54,14 @@ analysis.plot_flow_graph(graph)
 analysis.strongest_paths(graph, k=6)
 
 channels = flow.units["relu2"][:{fed}]
-pixels = cd.neuron_conductance(model, of_digit[:1], "relu2", neurons=channels, **options)"""
+pixels = cd.neuron_conductance(model, of_digit[:1], "relu2", neurons=channels, **options)
+
+ranking = analysis.rank_units(total, top=None, layers="relu2")
+batches = [(test_images, test_labels)]
+curve = analysis.ablation_curve(model, batches, ranking, target="predicted", baselines=0.0)
+analysis.plot_ablation_curve(curve)
+path = analysis.saturation_curve(model, of_digit[:1], {flowing}, target=digit, baselines=0.0)
+analysis.plot_saturation_curve(path)"""
 ASKED = {"of_class": OF_CLASS, "flowing": list(FLOWING), "nodes": NODES, "fed": FED}
 
 
@@ -123,6 +131,10 @@ def run_demo(
         accuracy = float(correct.double().mean())
         result = explain(model, digits.test_images[:images], rtol=rtol, progress=progress)
         flows = explain_flows(model, digits.test_images[:images], rtol=rtol, progress=progress)
+        curves = explain_curves(
+            model, result, digits,
+            example=flows.example, digit=flows.digit, layers=FLOWING, ranked=RANKED[-1], progress=progress,
+        )  # fmt: skip
     result.save(folder / RESULT)
     flows.whole.save(folder / FLOW)
     facts = {
@@ -132,7 +144,7 @@ def run_demo(
         "Baseline": "black image (zeros)",
         "Time to train": f"{trained:.1f} s",
     }
-    report = _write(folder, result, flows, digits, model, facts, progress)
+    report = _write(folder, result, flows, curves, digits, model, facts, progress)
     return DemoRun(report, result, accuracy, time.perf_counter() - started)
 
 
@@ -241,6 +253,7 @@ def _write(
     folder: Path,
     result: TotalConductance,
     flows: Flows,
+    curves: Curves,
     digits: Digits,
     model: nn.Module,
     facts: dict[str, str],
@@ -274,6 +287,8 @@ def _write(
             f"mean of {counted(flows.whole.batch, 'image')} recognised as {flows.digit}": flows.whole,
         },
         neurons={flows.example: flows.pixels},
+        ablations=curves.ablations,
+        saturations=curves.saturations,
         code=CALL.format(count=count, rtol=result.settings["rtol"], **ASKED),
         progress=progress,
     )

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conductance._result_layers import counted
+from conductance.analysis._drawing import NEGATIVE, NEUTRAL, POSITIVE
 from conductance.analysis._graph_layout import Edge, Shown, edge_path, gap_path, shortened, shown_part, wrapped
 from conductance.analysis._values import Floats
 from conductance.analysis.graph import GAP_LAYERS, Node, check_graph
-from conductance.analysis.plots import NEGATIVE, NEUTRAL, POSITIVE
 
 if TYPE_CHECKING:
     import networkx as nx

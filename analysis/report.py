@@ -7,8 +7,9 @@ or the caller is escaped.
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from conductance.analysis._report_curves import ablation_part, check_curves, groups_part, saturation_part
 from conductance.analysis._report_flows import check_flows, check_neurons, flow_part, pixels_part
 from conductance.analysis._report_parts import classes_part, facts_of, layers_part, units_part
 from conductance.analysis._values import check_top, unit_values
@@ -16,6 +17,9 @@ from conductance.analysis.ranking import chosen_layers
 from conductance.flow_results import ConductanceFlow
 from conductance.neuron_results import NeuronConductance
 from conductance.results import TotalConductance
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def write_report(
@@ -31,6 +35,8 @@ def write_report(
     groups: Sequence[int] | Sequence[str] | None = None,
     flows: Mapping[str, ConductanceFlow] | None = None,
     neurons: Mapping[int, NeuronConductance] | None = None,
+    ablations: "Mapping[str, pd.DataFrame] | None" = None,
+    saturations: "Mapping[str, pd.DataFrame] | None" = None,
     code: str | None = None,
     progress: bool = False,
 ) -> Path:
@@ -56,13 +62,19 @@ def write_report(
     captions
         Text for each example; None is its number.
     groups
-        The class of each example: adds the top unit of each class, in the last of ``layers``.
+        The class of each example: adds the layers class by class, and the top unit of each class, in the last of
+        ``layers``.
     flows
         Of the same model: a title and what `conductance.conductance_flow` returned, each drawn as the mean over its
         examples, with its strongest paths.
     neurons
         Numbers of examples and what `conductance.neuron_conductance` returned for each of them alone, without
         feature groups: which elements of the image feed these units. Needs ``images``.
+    ablations
+        Names of rankings and what `ablation_curve` returned for each: what is left as units are held, compared in one
+        picture.
+    saturations
+        A title and what `saturation_curve` returned: what happens along the path.
     code
         The call that made the result, to be shown.
     progress
@@ -76,10 +88,11 @@ def write_report(
     Raises
     ------
     TypeError
-        If ``result`` is not a result, ``top`` not a whole number, or ``flows`` or ``neurons`` hold something else.
+        If ``result`` is not a result, ``top`` not a whole number, or ``flows``, ``neurons``,
+        ``ablations`` or ``saturations`` hold something else.
     ValueError
         If ``layers`` is empty, ``top`` below 1, no example is finished, ``images``, ``captions`` or ``groups`` do
-        not have one entry for each example, or ``neurons`` do not fit an image.
+        not have one entry for each example, or ``neurons`` do not fit an image, or a table of curves lacks a column.
     KeyError
         If there is no such layer.
     OSError
@@ -109,9 +122,11 @@ def write_report(
     flows, neurons = flows or {}, neurons or {}
     check_flows(flows)
     check_neurons(neurons, images)
-    page: dict[str, Any] = {"title": title, "code": code, "ranked": names[-1], "classes": []}
+    ablations, saturations = ({} if curves is None else curves for curves in (ablations, saturations))
+    check_curves(ablations, saturations)
+    page: dict[str, Any] = {"title": title, "code": code, "ranked": names[-1], "classes": [], "grouped": None}
     page["facts"] = {**(facts or {}), **facts_of(result, found.left_out)}
-    with tqdm(total=len(names) + len(flows) + 3, desc="report", unit="part", disable=not progress) as bar:
+    with tqdm(total=len(names) + len(flows) + 4, desc="report", unit="part", disable=not progress) as bar:
         page["layers"] = layers_part(result)
         bar.update()
         page["units"] = []
@@ -119,9 +134,13 @@ def write_report(
             page["units"].append(units_part(result, name, top, images, captions))
             bar.update()
         if groups is not None:
+            page["grouped"] = groups_part(result, names, groups)
             page["classes"] = classes_part(result, names[-1], groups, images, captions)
         bar.update()
         page["pixels"] = [pixels_part(number, found, images, captions) for number, found in neurons.items()]
+        bar.update()
+        page["ablation"] = ablation_part(ablations) if ablations else None
+        page["saturations"] = [saturation_part(heading, curve) for heading, curve in saturations.items()]
         bar.update()
         page["flows"] = []
         for heading, flow in flows.items():

@@ -87,6 +87,16 @@ class Prepared:
         """Whether the function has kinks."""
         return bool(self.found.kinked)
 
+    @property
+    def layouts(self) -> list[Layout]:
+        """Shapes of the points."""
+        return [layout_of(info) for info in self.points]
+
+    @property
+    def leaves(self) -> list[Layout]:
+        """Shapes of the inputs that move."""
+        return [_leaf_layout(self.path.ends[key]) for key in self.path.moving]
+
 
 @contextmanager
 def prepared(
@@ -151,10 +161,9 @@ class Run:
         self.points = points
         self.path = path
         self.folded = ready.fold is not None
-        layouts = [layout_of(info) for info in points]
-        leaves = [_leaf_layout(path.ends[key]) for key in path.moving]
-        row_bytes = sum(layout.size * layout.dtype.itemsize for layout in layouts + leaves)
-        self.rows = rules.rows or max(1, min(MOST_ROWS, CALL_BYTES // max(1, row_bytes)))
+        layouts, leaves = ready.layouts, ready.leaves
+        row_bytes = bytes_of_row(layouts + leaves)
+        self.rows = rules.rows or rows_of_call(row_bytes)
         rules = Rules(rules.rtol, rules.atol, rules.max_evaluations, self.rows)
         per_example = path.per_example
         share = self.rows // n_steps if n_steps is not None else self.rows // 16
@@ -168,8 +177,8 @@ class Run:
         self.collector = Collector(layouts, path.batch, spread=per_example > 1, fold=ready.fold)
         few = n_steps is not None and n_steps <= min(self.rows, 64)
         sums = RunningSums(layouts + leaves, flights, per_example, wide=not few)
-        precision = np.array([float(torch.finfo(layout.dtype).eps) / 2 for layout in layouts + leaves])
-        ends = _ends(kinked, float(precision.max()))
+        precision = roundoff(layouts + leaves)
+        ends = ends_of_rule(kinked, float(precision.max()))
         self.diagnosis: list[dict[str, Any]] = []
         self._method: FixedRule | Refinement
         if n_steps is not None:
@@ -281,7 +290,23 @@ def layer_info(info: PointInfo, layout: Layout) -> LayerInfo:
     )
 
 
-def _ends(kinked: bool, precision: float) -> tuple[float, float]:
+def bytes_of_row(layouts: Sequence[Layout]) -> int:
+    """Bytes that one row takes of the points given."""
+    return sum(layout.size * layout.dtype.itemsize for layout in layouts)
+
+
+def rows_of_call(row_bytes: int) -> int:
+    """Rows of a call where the user names no size."""
+    return max(1, min(MOST_ROWS, CALL_BYTES // max(1, row_bytes)))
+
+
+def roundoff(layouts: Sequence[Layout]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Unit roundoff of each point, ``(points,)``."""
+    return np.array([float(torch.finfo(layout.dtype).eps) / 2 for layout in layouts])
+
+
+def ends_of_rule(kinked: bool, precision: float) -> tuple[float, float]:
+    """First and last place of a rule on the path: a little inside where an end may lie on a kink."""
     if not kinked:
         return 0.0, 1.0
     inside = 1e-12 if precision < 1e-12 else 1e-6

@@ -12,9 +12,9 @@ from matplotlib.colors import same_color, to_rgb
 from matplotlib.figure import Figure
 
 from conductance.analysis import backbone, flow_graph, plot_flow_graph
+from conductance.analysis._drawing import NEGATIVE, POSITIVE
 from conductance.analysis._graph_layout import wrapped
 from conductance.analysis.graph import GAP_LAYERS
-from conductance.analysis.plots import NEGATIVE, POSITIVE
 from conductance.flow_results import SOURCE
 from tests.analysis.flows import linear_flow, random_flow
 

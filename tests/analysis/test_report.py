@@ -56,8 +56,8 @@ def test_report_is_one_file(folder: Path, full: Page) -> None:
 
 def test_pictures_are_png(full: Page) -> None:
     pictures = [each for each in full.addresses if each.startswith("data:")]
-    # Three charts, each light and dark; five examples of three channels; three and two examples of the classes.
-    assert len(pictures) == 3 * 2 + 3 * 5 + 3 + 2
+    # Four charts, each light and dark; five examples of three channels; three and two examples of the classes.
+    assert len(pictures) == 4 * 2 + 3 * 5 + 3 + 2
     for picture in pictures:
         assert base64.b64decode(picture.partition(",")[2]).startswith(b"\x89PNG")
 
