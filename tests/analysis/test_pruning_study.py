@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from conductance.analysis import prune_units, pruning_experiment, unit_scores
 from conductance.analysis._training import seeded, trained
+from conductance.errors import ConductanceError
 from tests.analysis.pruned_nets import ranked
 from tests.analysis.test_pruning_undo import assert_same_state, state
 
@@ -47,6 +48,17 @@ def classifier(seed: int = 0) -> nn.Sequential:
 
 TRAIN, TEST, LAYERS = data(0), data(1), ["1", "3"]
 MODEL = classifier()
+
+
+class Inner(nn.Module):
+    """A layer whose weights are those of a module inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 5).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.inner(x))
 
 
 def experiment(model: Any = MODEL, layers: Any = LAYERS, **options: Any) -> pd.DataFrame:
@@ -233,6 +245,33 @@ def test_bad_arguments(options: dict[str, Any], error: type[Exception] | None, m
         return
     with pytest.raises(error, match=message):
         experiment(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"layers": "4:in", "criteria": ["random"]}, ValueError, r"'4:in', one tensor or call of a module"),
+        ({"layers": "6", "criteria": ["weight_magnitude"]}, ConductanceError, r"weights that lead into .* layer '6'"),
+        ({"test": [(x, y.double()) for x, y in TEST], "criteria": ["random"]}, ValueError, r"one class for each"),
+        ({"layers": "1", "criteria": [ranked({"2": [*range(9)]})]}, ValueError, r"'2'"),
+    ],
+)
+def test_what_cannot_be_done_fails_before_the_long_work(
+    options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    def long_work(*_: Any) -> pd.DataFrame:
+        raise AssertionError("a criterion was asked first")
+
+    model = copy.deepcopy(MODEL).append(Inner()).append(nn.Linear(5, 4).double())
+    criteria = {"long": long_work, **{f"{number}": each for number, each in enumerate(options.pop("criteria"))}}
+    with pytest.raises(error, match=message):
+        pruning_experiment(model, **{"train": TRAIN, "test": TEST, "layers": "1", "criteria": criteria, **options})
+
+
+def test_the_whole_model_is_there_to_compare_with() -> None:
+    table = pruning_experiment(MODEL, TRAIN, TEST, ["1"], criteria=["random"])
+    assert table.amount.tolist() == [0.0, 0.2, 0.4, 0.6, 0.8]
+    assert table.units.tolist()[:2] == [0, 2]
 
 
 @pytest.mark.parametrize("name", ["train", "test"])
