@@ -49,6 +49,7 @@ def pruning_experiment(
     target: Target | str = "label",
     baselines: Baseline | list[Any] = None,
     path_from: LayerSpec = None,
+    rtol: float | None = None,
     fine_tune: FineTune = None,
     progress: bool = False,
 ) -> pd.DataFrame:
@@ -74,6 +75,8 @@ def pruning_experiment(
         ``"zero"``, ``"baseline"`` (as for `prune_units`), or both.
     target, baselines, path_from
         What criteria explain, and from where, as for `unit_scores`; the last two also for the baseline constants.
+    rtol
+        Tolerance of conductance as a criterion, as for `unit_scores`: a loose one may rank as well in less time.
     fine_tune
         Train each pruned copy: a number of passes over ``train`` (Adam, cross entropy), or a function of
         ``(model, train)`` that trains it in place. Masks stay in force.
@@ -109,7 +112,7 @@ def pruning_experiment(
     from tqdm.auto import tqdm
 
     rankings = _criteria(criteria)
-    study = _Study(model, train, test, layers, target, baselines, path_from, fine_tune)
+    study = _Study(model, train, test, layers, target, baselines, path_from, rtol, fine_tune)
     study.check()
     amounts, seeds, values = _amounts(amounts), _seeds(seeds), _values(value)
     rows: list[dict[str, Any]] = []
@@ -139,6 +142,7 @@ class _Study:
     target: Target | str
     baselines: Baseline | list[Any]
     path_from: LayerSpec
+    rtol: float | None
     fine_tune: FineTune
 
     def check(self) -> None:
@@ -185,7 +189,7 @@ class _Study:
         """Units by a criterion; a function gets a copy of the model."""
         with seeded(seed):
             if isinstance(criterion, str):
-                return unit_scores(model, self.train, self.layers, criterion, target=self.target,
+                return unit_scores(model, self.train, self.layers, criterion, target=self.target, rtol=self.rtol,
                                    baselines=self.baselines, path_from=self.path_from, seed=seed)  # fmt: skip
             return criterion(_copied(model), self.train, self.layers) if callable(criterion) else criterion
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 from torch.utils.data import DataLoader, TensorDataset
 
-from conductance.analysis import prune_units, pruning_experiment, unit_scores
+from conductance.analysis import prune_units, pruning_experiment, pruning_study, unit_scores
 from conductance.analysis._training import seeded, trained
 from conductance.errors import ConductanceError
 from tests.analysis.pruned_nets import ranked
@@ -266,6 +266,20 @@ def test_what_cannot_be_done_fails_before_the_long_work(
     criteria = {"long": long_work, **{f"{number}": each for number, each in enumerate(options.pop("criteria"))}}
     with pytest.raises(error, match=message):
         pruning_experiment(model, **{"train": TRAIN, "test": TEST, "layers": "1", "criteria": criteria, **options})
+
+
+def test_rtol_is_that_of_the_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def scores(*given: Any, **options: Any) -> pd.DataFrame:
+        seen.append(options["rtol"])
+        return unit_scores(*given, **options)
+
+    monkeypatch.setattr(pruning_study, "unit_scores", scores)
+    experiment(criteria=["conductance"], rtol=0.2)
+    assert set(seen) == {0.2}
+    with pytest.raises(ValueError, match="rtol"):
+        experiment(criteria=["conductance"], rtol=-1.0)
 
 
 def test_the_whole_model_is_there_to_compare_with() -> None:
