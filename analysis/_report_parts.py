@@ -118,6 +118,9 @@ def classes_part(
     rows = []
     for row in top_unit_by_group(result, layer, groups).to_dict("records"):
         pictures: list[MapPicture] = []
+        if row["mean"] <= 0:
+            rows.append({**row, "unit": "none", "mean": "–", "share": "–", "maps": pictures})
+            continue
         if images is not None and isinstance(result, TotalConductance) and _has_maps(result, layer):
             members = np.flatnonzero(np.asarray(groups) == row["group"]).tolist()
             pictures = map_pictures(

@@ -170,6 +170,16 @@ def test_statistics_of_a_data_set_are_reported_as_their_results_are(tmp_path: Pa
     assert "figure" not in page.tags
 
 
+def test_a_class_that_no_unit_pushes_up_has_none(tmp_path: Path) -> None:
+    result = random_result()
+    for layer in (CONV, DENSE):
+        result[layer][[1, 3]] = -result[layer][[1, 3]].abs()
+    texts = written(tmp_path, result=result, groups=GROUPS, layers=[DENSE, CONV], images=IMAGES).texts
+    start = texts.index("none")
+    assert texts[start - 2 : start + 3] == ["a", "2", "none", "–", "–"]
+    assert "where" in texts
+
+
 def test_a_data_set_without_groups_has_no_classes(tmp_path: Path) -> None:
     for groups in (None, False):
         page = written(tmp_path, result=of_data_set(), groups=groups)
