@@ -118,6 +118,9 @@ def write_report(
 
     left_out = _checked(result, groups)
     check_top(top)
+    if not Path(path).parent.is_dir():
+        msg = f"Cannot write {path}: there is no folder {Path(path).parent}. Create it first."
+        raise FileNotFoundError(msg)
     names = chosen_layers(result, layers)
     captions = _captions(result, images, captions, groups)
     flows, neurons = flows or {}, neurons or {}

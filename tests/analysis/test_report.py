@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import conductance as cd
-from conductance.analysis import layer_importance, rank_units, write_report
+from conductance.analysis import layer_importance, rank_units, report, write_report
 from tests.analysis.pages import Page
 from tests.analysis.results import CONV, DENSE, EXAMPLES, HEADS, interrupted_result, random_result, renamed
 
@@ -143,6 +143,12 @@ def test_bad_arguments_say_what_is_wrong(
     with pytest.raises(error, match=message):
         write_report(tmp_path / "report.html", random_result(), **options)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_folder_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "layers_part", lambda _: pytest.fail("the work has begun"))
+    with pytest.raises(FileNotFoundError, match=r"Cannot write .*: there is no folder .*nowhere\. Create it"):
+        write_report(tmp_path / "nowhere" / "report.html", random_result())
 
 
 def test_what_is_no_result_is_refused(tmp_path: Path) -> None:
