@@ -296,12 +296,21 @@ def test_the_whole_model_is_there_to_compare_with() -> None:
         (iter(TRAIN), TypeError, r"read several times, but an iterator only once"),
         ([TRAIN[0][0]], ValueError, r"needs labels"),
         ([(TRAIN[0][0], TRAIN[0][1].double())], ValueError, r"one class for each example.*float64"),
+        ([(TRAIN[0][0], TRAIN[0][1] + 1)], ValueError, r"label 4 is none of the 4 classes of the output, 0 … 3"),
+        ([(TRAIN[0][0], TRAIN[0][1] - 1)], ValueError, r"label -1 is none of the 4 classes"),
     ],
 )
 def test_loaders_that_cannot_be_used(name: str, loader: Any, error: type[Exception], message: str) -> None:
     loaders = {"train": TRAIN, "test": TEST, name: loader}
     with pytest.raises(error, match=rf"{name}\b.*{message}"):
         pruning_experiment(MODEL, **loaders, layers=LAYERS, criteria=["random"], amounts=[0.5], target=0, fine_tune=1)
+
+
+def test_one_logit_has_no_classes() -> None:
+    data = [(inputs, labels % 2) for inputs, labels in TRAIN]
+    model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 1)).double()
+    with pytest.raises(ValueError, match=r"a logit for each class, got one: give a model whose output is torch.cat"):
+        pruning_experiment(model, data, data, "1", criteria=["random"], target=0)
 
 
 def test_frozen_model_cannot_be_trained() -> None:
