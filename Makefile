@@ -44,7 +44,7 @@ notebooks-run: $(LAB) $(MODELS)  ## run the notebooks again and keep their outpu
 	$(BIN)/python -m tests.notebooks.run
 
 clean:  ## remove the environment, caches and build outputs
-	rm -rf $(VENV) build dist *.egg-info .coverage .coverage.* htmlcov
+	rm -rf $(VENV) build dist *.egg-info .coverage .coverage.* htmlcov notebooks/out
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name .git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 

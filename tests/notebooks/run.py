@@ -4,9 +4,6 @@ import sys
 import time
 from pathlib import Path
 
-import nbformat
-from nbclient import NotebookClient
-
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 #: All that a notebook's metadata may hold, so that running it again changes its outputs only.
 METADATA = {
@@ -17,6 +14,9 @@ METADATA = {
 
 def run(path: Path) -> None:
     """Run one notebook from a fresh kernel and write it back."""
+    import nbformat
+    from nbclient import NotebookClient
+
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata = nbformat.from_dict(METADATA)
     for cell in notebook.cells:
