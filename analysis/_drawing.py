@@ -41,9 +41,14 @@ def plain_text(ax: "Axes") -> None:
         text.set_parse_math(False)
 
 
+def written(name: str) -> str:
+    """Spell out what would break a line or cannot be drawn: a name is one row."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in name)
+
+
 def legend_label(name: str | None) -> str:
-    """Label of a curve, None to keep it out of the legend, as matplotlib does with names that begin with ``_``."""
-    return "_nolegend_" if name is None else " " + name if name.startswith("_") else name
+    """Label of a curve, None to keep it out of the legend; matplotlib leaves out ``""`` and what begins with ``_``."""
+    return "_nolegend_" if name is None else written(f" {name}" if name[:1] in ("", "_") else name)
 
 
 def legend_below(ax: "Axes", handles: Sequence[Any], *, grow: bool = False) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from conductance.analysis._drawing import FAINT, as_array, check_limit, largest, new_axes, signed_colours
+from conductance.analysis._drawing import FAINT, as_array, check_limit, largest, new_axes, signed_colours, written
 from conductance.analysis._values import Floats
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def _written(token: str) -> str:
     """Write what cannot be seen."""
     for sign, shown in _BLANKS.items():
         token = token.replace(sign, shown)
-    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in token) or "∅"
+    return written(token) or "∅"
 
 
 def _columns(text: str) -> float:

@@ -19,6 +19,7 @@ from conductance.analysis._drawing import (
     new_axes,
     places_that_fit,
     plain_text,
+    written,
 )  # fmt: skip
 from conductance.analysis._values import Results, check_table, check_top
 from conductance.analysis.ranking import layer_importance, rank_units
@@ -158,15 +159,15 @@ def plot_measures(table: "pd.DataFrame", ax: "Axes | None" = None, *, by: str = 
     mean, low, high = grouped.mean(), grouped.min(), grouped.max()
     ax = _bar_axes(len(mean)) if ax is None else ax
     colours = [POSITIVE if value >= 0 else NEGATIVE for value in mean]
-    ax.barh(np.arange(len(mean)), mean, height=0.7, color=colours)
+    ax.barh(np.arange(len(mean)), mean.where(np.isfinite(mean)), height=0.7, color=colours)
     if grouped.size().max() > 1:
         whiskers = np.maximum([mean - low, high - mean], 0.0)  # of equal numbers the mean may be off by rounding
         ax.errorbar(mean, np.arange(len(mean)), xerr=whiskers, fmt="none", ecolor=FAINT, capsize=3)
     for row, (value, end) in enumerate(zip(mean, high.clip(lower=0), strict=True)):
-        text = "–" if np.isnan(value) else f"{value:.2f}".replace("-", "−")
-        place = (0.0 if np.isnan(value) else end, row)
+        text = "–" if np.isnan(value) else f"{value:{'.2f' if abs(value) < 1000 else '.3g'}}".replace("-", "−")
+        place = (end if np.isfinite(value) else 0.0, row)
         ax.annotate(text, place, (6, 0), textcoords="offset points", va="center", fontsize="small")
-    _name_rows(ax, [str(name) for name in mean.index])
+    _name_rows(ax, [written(str(name)) for name in mean.index])
     ax.axvline(0.0, color=FAINT, linewidth=0.8)
     ax.margins(x=0.12)
     ax.set_xlabel(by if table.groupby("measure").size().max() == 1 else f"{by}, mean and range", loc="right")
@@ -177,8 +178,14 @@ def _bars(ax: "Axes", names: list[str], sizes: Any, sums: Any, errors: Any) -> N
     """Draw wide bars of sizes with narrow signed ones inside."""
     places = np.arange(len(names))
     whiskers = {} if errors is None else {"xerr": errors, "ecolor": FAINT, "capsize": 2}
-    ax.barh(places, sizes, height=0.78, color=NEUTRAL, **whiskers)
-    ax.barh(places, sums, height=0.4, color=[POSITIVE if value >= 0 else NEGATIVE for value in sums])
+    sizes, sums = np.asarray(sizes, dtype=np.float64), np.asarray(sums, dtype=np.float64)
+    known = np.isfinite(sizes) & np.isfinite(sums)
+    ax.barh(places, np.where(known, sizes, np.nan), height=0.78, color=NEUTRAL, **whiskers)
+    signed = [POSITIVE if value >= 0 else NEGATIVE for value in sums]
+    ax.barh(places, np.where(known, sums, np.nan), height=0.4, color=signed)
+    for row in places[~known]:  # without a bar it would pass for 0
+        said = sums[row] if np.isfinite(sizes[row]) else sizes[row]
+        ax.annotate(f"{said}", (0.0, row), (6, 0), textcoords="offset points", va="center", fontsize="small")
     _name_rows(ax, names)
     ax.axvline(0.0, color=FAINT, linewidth=0.8)
     ax.set_xlabel("mean conductance", loc="right")
@@ -196,11 +203,11 @@ def _name_rows(ax: "Axes", names: Sequence[str]) -> None:
 
 def _names(table: "pd.DataFrame", *columns: str) -> list[str]:
     """Join what names a row, its group behind it."""
-    parts = (table[column].astype(str) for column in columns)
-    names = [" · ".join(each) for each in zip(*parts, strict=True)]
+    parts = (map(str, table[column]) for column in columns)
+    names = [written(" · ".join(each)) for each in zip(*parts, strict=True)]
     if "group" not in table:
         return names
-    return [f"{name} ({group})" for name, group in zip(names, table["group"], strict=True)]
+    return [f"{name} ({written(str(group))})" for name, group in zip(names, table["group"], strict=True)]
 
 
 def _legend(ax: "Axes", size: str, signed: str) -> None:
