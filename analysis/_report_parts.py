@@ -98,7 +98,7 @@ def classes_part(
     """Gather the top unit of each class, with the examples of that class that drive it most."""
     rows = []
     for row in top_unit_by_group(result, layer, groups).to_dict("records"):
-        members = np.flatnonzero(np.asarray(groups) == row["group"]).tolist()
+        members = [number for number, group in enumerate(groups) if group == row["group"]]
         pictures: list[MapPicture] = []
         if images is not None and _has_maps(result, layer):
             pictures = map_pictures(

@@ -4,11 +4,12 @@ Pictures and style are part of the file; it needs no network and no JavaScript. 
 or the caller is escaped.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from conductance._dataset_groups import checked_groups
 from conductance.analysis._report_curves import ablation_part, check_curves, groups_part, saturation_part
 from conductance.analysis._report_flows import check_flows, check_neurons, flow_part, pixels_part
 from conductance.analysis._report_parts import classes_part, facts_of, layers_part, units_part
@@ -32,7 +33,7 @@ def write_report(
     top: int = 8,
     images: Any = None,
     captions: Sequence[str] | None = None,
-    groups: Sequence[int] | Sequence[str] | None = None,
+    groups: Sequence[Hashable] | None = None,
     flows: Mapping[str, ConductanceFlow] | None = None,
     neurons: Mapping[int, NeuronConductance] | None = None,
     ablations: "Mapping[str, pd.DataFrame] | None" = None,
@@ -62,8 +63,8 @@ def write_report(
     captions
         Text for each example; None is its number.
     groups
-        The class of each example: adds the layers class by class, and the top unit of each class, in the last of
-        ``layers``.
+        The class of each example, a text, a number or a tuple of them: adds the layers class by class, and the top
+        unit of each class, in the last of ``layers``.
     flows
         Of the same model: a title and what `conductance.conductance_flow` returned, each drawn as the mean over its
         examples, with its strongest paths.
@@ -88,8 +89,8 @@ def write_report(
     Raises
     ------
     TypeError
-        If ``result`` is not a result, ``top`` not a whole number, or ``flows``, ``neurons``,
-        ``ablations`` or ``saturations`` hold something else.
+        If ``result`` is not a result, ``top`` not a whole number, a group neither text nor number, or ``flows``,
+        ``neurons``, ``ablations`` or ``saturations`` hold something else.
     ValueError
         If ``layers`` is empty, ``top`` below 1, no example is finished, ``images``, ``captions`` or ``groups`` do
         not have one entry for each example, or ``neurons`` do not fit an image, or a table of curves lacks a column.
@@ -117,8 +118,10 @@ def write_report(
     check_top(top)
     names = chosen_layers(result, layers)
     captions = [f"example {number}" for number in range(len(result.status))] if captions is None else captions
-    for argument, value in (("images", images), ("captions", captions), ("groups", groups)):
+    for argument, value in (("images", images), ("captions", captions)):
         _check_length(argument, value, len(result.status))
+    groups = None if groups is None else checked_groups(groups, len(result.status))
+    path = _checked_path(path)
     flows, neurons = flows or {}, neurons or {}
     check_flows(flows)
     check_neurons(neurons, images)
@@ -146,10 +149,25 @@ def write_report(
         for heading, flow in flows.items():
             page["flows"].append(flow_part(heading, flow))
             bar.update()
-    return _written(Path(path), _rendered(page))
+    return _written(path, _rendered(page))
+
+
+def _checked_path(path: str | Path) -> Path:
+    """Refuse a file that cannot be written, before the work and not after it."""
+    path = Path(path)
+    if path.is_dir():
+        msg = f"Cannot write the report to {path}: it is a folder. Give a file in it, such as {path / 'report.html'}."
+        raise IsADirectoryError(msg)
+    if not path.parent.is_dir():
+        msg = f"Cannot write the report to {path}: there is no folder {path.parent}. Create it first."
+        raise FileNotFoundError(msg)
+    return path
 
 
 def _check_length(name: str, values: Any, examples: int) -> None:
+    if values is not None and not hasattr(values, "__len__"):
+        msg = f"{name} must hold one entry for each example, got {type(values).__name__}."
+        raise TypeError(msg)
     if values is not None and len(values) != examples:
         msg = f"{name} has {len(values)} entries, expected one for each of {examples} examples."
         raise ValueError(msg)

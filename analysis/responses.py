@@ -4,12 +4,13 @@ The map of a channel is its conductance at each position, before the sum; it add
 (Dhamdhere, Sundararajan & Yan, 2018, arXiv:1805.12233).
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor
 
+from conductance._dataset_groups import checked_groups, in_order
 from conductance.analysis._values import check_result, check_top, unit_values
 from conductance.results import TotalConductance
 
@@ -123,7 +124,7 @@ def unit_map(result: TotalConductance, layer: str, unit: int, *, example: int) -
     return values.narrow(axis, unit * size, size).sum(axis)
 
 
-def top_unit_by_group(result: TotalConductance, layer: str, groups: Sequence[int] | Sequence[str]) -> "pd.DataFrame":
+def top_unit_by_group(result: TotalConductance, layer: str, groups: Sequence[Hashable]) -> "pd.DataFrame":
     """Find for each group of examples, such as a class, the unit that pushes the target up most.
 
     Parameters
@@ -145,7 +146,7 @@ def top_unit_by_group(result: TotalConductance, layer: str, groups: Sequence[int
     Raises
     ------
     TypeError
-        If ``result`` is not a result.
+        If ``result`` is not a result, or a group neither text nor number.
     ValueError
         If there is not one group for each example, or no example is finished.
     KeyError
@@ -167,13 +168,12 @@ def top_unit_by_group(result: TotalConductance, layer: str, groups: Sequence[int
 
     found = unit_values(result)
     result[layer]
-    if len(groups) != len(result.status):
-        msg = f"groups has {len(groups)} entries, expected one for each of {len(result.status)} examples."
-        raise ValueError(msg)
-    of_each = np.asarray(groups)[found.examples]
+    # Not as an array: of tuples that has another axis, and of numbers and texts only texts.
+    of_all = checked_groups(groups, len(result.status))
+    of_each = [of_all[example] for example in found.examples]
     rows = []
-    for group in np.unique(of_each):
-        values = found.values[layer][of_each == group]
+    for group in in_order(set(of_each)):
+        values = found.values[layer][[one == group for one in of_each]]
         means = values.mean(0)
         unit, total = int(means.argmax()), float(means.sum())
         share = float(means[unit]) / total if total else float("nan")
