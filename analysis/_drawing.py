@@ -34,6 +34,19 @@ def new_axes(width: float, height: float) -> "Axes":
     return ax
 
 
+def checked_axes(ax: Any) -> "Axes":
+    """Refuse what cannot be drawn on, such as a figure, or all that ``plt.subplots()`` gives."""
+    from matplotlib.axes import Axes
+
+    if not isinstance(ax, Axes):
+        msg = (
+            f"ax must be one matplotlib Axes, or None for a new figure, got {type(ax).__name__}: take one of "
+            "plt.subplots()[1] or figure.axes."
+        )
+        raise TypeError(msg)
+    return ax
+
+
 def plain_text(ax: "Axes") -> None:
     """Draw names as they are: a ``$`` is no formula."""
     legend = ax.get_legend()

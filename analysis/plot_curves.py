@@ -11,6 +11,7 @@ from conductance.analysis._drawing import (
     CURVES,
     FAINT,
     NEUTRAL,
+    checked_axes,
     draw_range,
     legend_below,
     line_style,
@@ -77,7 +78,7 @@ def plot_ablation_curve(
     check_choice("y", y, ("score", "accuracy"))
     curves, named = _checked_curves(curve, y), isinstance(curve, Mapping)
     made = ax is None
-    ax = new_axes(*CURVES) if ax is None else ax
+    ax = new_axes(*CURVES) if ax is None else checked_axes(ax)
     random: list[pd.DataFrame] = []
     for number, (name, table) in enumerate(curves.items()):
         orders = {str(order): _by_seed(own, "share", y) for order, own in table.groupby("order", sort=False)}
@@ -135,7 +136,7 @@ def plot_pruning_curves(
     check_table(experiment, (*_PRUNING, y), "experiment", "pruning_experiment")
     _check_numbers(experiment, y, "experiment", "draw the other one of accuracy and loss")
     made = ax is None
-    ax = new_axes(*CURVES) if ax is None else ax
+    ax = new_axes(*CURVES) if ax is None else checked_axes(ax)
     names = experiment["criterion"].astype(str)
     if "value" in experiment and experiment["value"].nunique() > 1:
         names = names + ", held at " + experiment["value"].astype(str)

@@ -14,6 +14,7 @@ from conductance.analysis._drawing import (
     FAINT,
     NEUTRAL,
     SERIES,
+    checked_axes,
     legend_below,
     legend_label,
     line_style,
@@ -94,7 +95,7 @@ def plot_saturation_curve(
     own = curve[curve["quantity"] == INTEGRAND]
     names = _chosen(own["layer"].unique().tolist(), layers)
     made = ax is None
-    ax = new_axes(*CURVES) if ax is None else ax
+    ax = new_axes(*CURVES) if ax is None else checked_axes(ax)
     _draw_output(ax, _by_example(curve[curve["quantity"] == OUTPUT]), float(points["alpha"].median()))
     norm = curve[curve["quantity"] == GRADIENT_NORM]
     if len(norm):

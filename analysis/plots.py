@@ -15,6 +15,7 @@ from conductance.analysis._drawing import (
     NEGATIVE,
     NEUTRAL,
     POSITIVE,
+    checked_axes,
     legend_below,
     new_axes,
     places_that_fit,
@@ -68,7 +69,7 @@ def plot_layer_bars(layers: "Results | pd.DataFrame", ax: "Axes | None" = None) 
     if "group" in table:
         order = {layer: number for number, layer in enumerate(table["layer"].unique())}
         table = table.sort_values("layer", key=lambda names: names.map(order), kind="stable")
-    ax = _bar_axes(len(table)) if ax is None else ax
+    ax = _bar_axes(len(table)) if ax is None else checked_axes(ax)
     names = _names(table, "layer")
     _bars(ax, names, table["abs"].to_numpy(), table["sum"].to_numpy(), None)
     _legend(ax, "Σ|C| over units", "sum Σ C")
@@ -111,7 +112,7 @@ def plot_top_units(units: "Results | pd.DataFrame", ax: "Axes | None" = None, *,
     check_top(top)
     whole = _table(units, rank_units, ("layer", "unit", "mean", "mean_abs", "error"))
     table = whole.head(int(top))
-    ax = _bar_axes(len(table)) if ax is None else ax
+    ax = _bar_axes(len(table)) if ax is None else checked_axes(ax)
     names = _names(table, "layer", "unit")
     _bars(ax, names, table["mean_abs"].to_numpy(), table["mean"].to_numpy(), table["error"].to_numpy())
     if len(table) < len(whole):
@@ -157,7 +158,7 @@ def plot_measures(table: "pd.DataFrame", ax: "Axes | None" = None, *, by: str = 
     check_table(table, ("measure", by), "table", "compare_measures")
     grouped = table.groupby("measure", sort=False)[by]
     mean, low, high = grouped.mean(), grouped.min(), grouped.max()
-    ax = _bar_axes(len(mean)) if ax is None else ax
+    ax = _bar_axes(len(mean)) if ax is None else checked_axes(ax)
     colours = [POSITIVE if value >= 0 else NEGATIVE for value in mean]
     ax.barh(np.arange(len(mean)), mean.where(np.isfinite(mean)), height=0.7, color=colours)
     if grouped.size().max() > 1:

@@ -1,6 +1,7 @@
 """What is drawn, read off the artists."""
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from torch import nn
 
+from conductance import analysis
 from conductance.analysis import (
     compare_measures,
     layer_importance,
@@ -23,6 +25,7 @@ from conductance.analysis import (
 )
 from conductance.analysis._drawing import NEGATIVE, NEUTRAL, POSITIVE
 from conductance.dataset_results import DatasetConductance
+from tests.analysis.curves import ablation, pruning, saturation
 from tests.analysis.results import CONV, HEADS, random_result, renamed
 
 LONG = "encoder.blocks.11.attention.output.dense5"
@@ -252,3 +255,26 @@ def test_a_name_is_one_row_whatever_is_in_it(plot: Any) -> None:
     assert all(name.endswith(r"(x\ny)") for name in found)
     ax = plot_measures(pd.DataFrame({"measure": ["a\nb"], "pearson": [1.0]}))
     assert ax.get_yticklabels()[0].get_text() == r"a\nb"
+
+
+@pytest.mark.parametrize("wrong", ["figure", "pair"])
+def test_only_axes_are_drawn_on(wrong: str) -> None:
+    ax: Any = plt.figure() if wrong == "figure" else plt.subplots()
+    kind = "Figure" if wrong == "figure" else "tuple"
+    calls: list[Callable[[], Any]] = [
+        lambda: plot_layer_bars(random_result(), ax),
+        lambda: plot_top_units(random_result(), ax),
+        lambda: plot_measures(pd.DataFrame({"measure": ["a"], "pearson": [1.0]}), ax),
+        lambda: analysis.plot_ablation_curve(ablation(), ax),
+        lambda: analysis.plot_saturation_curve(saturation({}), ax),
+        lambda: analysis.plot_pruning_curves(pruning(), ax),
+        lambda: analysis.plot_unit_map(np.ones((2, 2)), np.ones((2, 2)), ax),
+        lambda: analysis.plot_token_map(["a"], [1.0], ax),
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match=f"ax must be one matplotlib Axes, or None for a new figure, got {kind}"):
+            call()
+    with pytest.raises(ValueError, match="without a pixel; expected at least one"):
+        analysis.plot_unit_map(np.ones((0, 0)), np.ones((0, 0)))
+    with pytest.raises(TypeError, match="layers is 5; expected names of layers, or None for all"):
+        rank_units(random_result(), layers=5)  # type: ignore[arg-type]
