@@ -10,10 +10,10 @@ from conductance.analysis._report_parts import number, share
 from conductance.analysis._values import check_table
 from conductance.analysis.ablation import curve_area
 from conductance.analysis.plot_curves import plot_ablation_curve
-from conductance.analysis.plot_saturation import plot_saturation_curve
+from conductance.analysis.plot_saturation import MOST_LAYERS, plot_saturation_curve
 from conductance.analysis.plots import plot_layer_bars
 from conductance.analysis.ranking import layer_importance
-from conductance.analysis.saturation import COLUMNS, saturation_point
+from conductance.analysis.saturation import COLUMNS, INTEGRAND, saturation_point
 from conductance.results import TotalConductance
 
 if TYPE_CHECKING:
@@ -97,7 +97,10 @@ def saturation_part(title: str, curve: "pd.DataFrame") -> dict[str, Any]:
     if np.isfinite(median):
         words = f"Nine tenths of the change are made at {median:.2f} of the path"
         words += " (median)." if len(points) > 1 else "."
-    return {"title": title, "words": words, "chart": chart(lambda ax: plot_saturation_curve(curve, ax), CURVE)}
+    layers = curve.loc[curve["quantity"] == INTEGRAND, "layer"].nunique()
+    names = 2 + (layers if layers <= MOST_LAYERS else 1)
+    height = CURVE + _NAME * max(0, names - _NAMES)
+    return {"title": title, "words": words, "chart": chart(lambda ax: plot_saturation_curve(curve, ax), height)}
 
 
 def _listed(names: Sequence[str]) -> str:

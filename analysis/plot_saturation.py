@@ -36,7 +36,7 @@ _NAMED = 40
 #: Sizes of the output's change up to which its band is drawn.
 _BAND_ENDS = 2.0
 #: Layers that are told apart by colour; more are drawn in grey.
-_MOST_LAYERS = len(SERIES) - 1
+MOST_LAYERS = len(SERIES) - 1
 
 
 def plot_saturation_curve(
@@ -165,7 +165,7 @@ def _draw_layers(ax: "Axes", curves: "Mapping[str, pd.Series[float]]") -> None:
             together if len(names) == 1 or len(together) <= _NAMED else f"{written(names[0])} and {len(names) - 1} more"
         )
         values = curves[names[0]]
-        if len(alike) <= _MOST_LAYERS:
+        if len(alike) <= MOST_LAYERS:
             ax.plot(values.index, values, label=f"integrand of {told}", **line_style(len(values), number))
             continue
         label = f"integrands of {len(curves)} layers" if number == 1 else None

@@ -101,6 +101,13 @@ def test_the_picture_grows_with_the_names_of_its_curves() -> None:
     ]
     many, one = (int.from_bytes(image[20:24], "big") for image in images)
     assert many > one + 16 * 20
+    layers = {f"layer number {n}": [1.0, 2.0 + n, 0.0] for n in range(7)}
+    images = [
+        base64.b64decode(saturation_part("path", saturation(some))["chart"].light.partition(",")[2])
+        for some in (layers, {})
+    ]
+    many, one = (int.from_bytes(image[20:24], "big") for image in images)
+    assert many > one + 3 * 20
 
 
 def test_an_output_that_does_not_change_is_said() -> None:
