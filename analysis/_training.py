@@ -82,6 +82,15 @@ def class_labels(batch: Batch, logits: Tensor, name: str) -> Tensor:
             f"{name}: accuracy and cross entropy need an output (examples, classes) and one class for each example, "
             f"got {tuple(logits.shape)} and labels {tuple(labels.shape)} of {labels.dtype}"
         )
+    lowest, highest, classes = int(labels.min()), int(labels.max()), logits.shape[1]
+    if classes == 1:
+        raise ValueError(
+            f"{name}: accuracy and cross entropy need a logit for each class, got one: give a model whose output is "
+            "torch.cat([torch.zeros_like(logit), logit], 1)"
+        )
+    if lowest < 0 or highest >= classes:
+        wrong = lowest if lowest < 0 else highest
+        raise ValueError(f"{name}: label {wrong} is none of the {classes} classes of the output, 0 … {classes - 1}")
     return labels.long()
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from conductance._outputs import chosen
+from conductance._result_layers import counted
 from conductance.analysis._ablation_sets import FIRST as FIRST
 from conductance.analysis._ablation_sets import LAST as LAST
 from conductance.analysis._ablation_sets import CurveSets, SingleUnits, check_count, wanted_units
@@ -72,8 +73,8 @@ class UnitEffects(Mapping[str, Tensor]):
 
     def __repr__(self) -> str:
         """Layers and sizes."""
-        layers = ", ".join(f"{name}: {len(units)} units" for name, units in self.units.items())
-        return f"UnitEffects({len(self.output)} examples, held at {self.value}, {layers})"
+        layers = ", ".join(f"{name}: {counted(len(units), 'unit')}" for name, units in self.units.items())
+        return f"UnitEffects({counted(len(self.output), 'example')}, held at {self.value}, {layers})"
 
     def to_dataframe(self) -> "pd.DataFrame":
         """One row a layer, unit and example: columns ``layer``, ``unit``, ``example``, ``effect``."""
@@ -269,9 +270,9 @@ def ablation_curve(
     pandas.DataFrame
         Columns ``order`` ("most important first", "least important first", "random"), ``seed`` (of a random order,
         else −1), ``ablated`` (units held), ``share`` of all units, ``score`` (mean of the target over all examples)
-        and ``accuracy`` (share of examples whose largest output is the label; NaN without labels). With no units held
-        it is the model as it is. ``attrs`` has ``examples``, ``units``, ``value`` and ``area``: by order, the mean
-        area below score and accuracy (see `curve_area`).
+        and ``accuracy`` (share of examples whose largest output is the label; NaN without labels, or with one output
+        alone). With no units held it is the model as it is. ``attrs`` has ``examples``, ``units``, ``value`` and
+        ``area``: by order, the mean area below score and accuracy (see `curve_area`).
 
     Raises
     ------
@@ -375,7 +376,8 @@ def _score_and_accuracy(function: TargetFunction, batch: Batch) -> Reading:
         score = function(output, rows)
         right = torch.full_like(score, torch.nan)
         scores = None if labels is None or labels.dim() != 1 or labels.is_floating_point() else chosen(output)
-        if labels is not None and scores is not None and scores.dim() == 2:
+        # One column has no largest among several: it would be right wherever the label is 0.
+        if labels is not None and scores is not None and scores.dim() == 2 and scores.shape[1] > 1:
             right = (scores.argmax(1) == labels[rows.to(labels.device)].to(scores.device)).to(score)
         return torch.stack([score, right], 1)
 

@@ -56,7 +56,8 @@ def plot_saturation_curve(
     curve
         The table of `saturation_curve`.
     ax
-        Where to draw; None makes a figure.
+        Where to draw; None makes a figure with room for the legend below, as your own has with
+        ``layout="constrained"``.
     example
         Its number; None draws the mean over all; for the output, whose share is huge where an example changes by next
         to nothing, the median with a band that holds the middle four fifths, cut at twice the change.

@@ -64,6 +64,11 @@ class Batch:
                 raise ValueError(f"target must be 'label', 'predicted', a class or a callable, got {target!r}")
             if self.labels is None:
                 raise ValueError("target='label' needs labels: let the loader give pairs (inputs, labels)")
+            if self.labels.is_floating_point():
+                raise TypeError(
+                    f"target='label' takes the labels for classes, but the loader gives {self.labels.dtype}: make them "
+                    "integers, or name what is explained, such as target=0 (None where the output is one number a row)"
+                )
             return self.labels
         if isinstance(target, Tensor | list):
             raise TypeError("target holds one entry for each example, but the loader gives many batches: 'label' takes "
@@ -151,9 +156,10 @@ def predicted(model: Callable[..., Any], inputs: Inputs) -> Tensor:
     tensor([1, 0])
     """
     output = chosen(called(model, inputs))
-    if output.dim() != 2:
+    if output.dim() != 2 or output.shape[1] == 1:
         shape = tuple(output.shape)
-        raise ValueError(f"'predicted' needs an output (examples, classes), the model gives {shape}")
+        way = "; with one number a row there is no class to choose: take a threshold of your own" * (output.dim() < 3)
+        raise ValueError(f"'predicted' needs an output (examples, classes), the model gives {shape}{way}")
     return output.argmax(1)
 
 
