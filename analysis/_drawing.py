@@ -34,6 +34,19 @@ def new_axes(width: float, height: float) -> "Axes":
     return ax
 
 
+def checked_axes(ax: Any) -> "Axes":
+    """Refuse what cannot be drawn on, such as a figure, or all that ``plt.subplots()`` gives."""
+    from matplotlib.axes import Axes
+
+    if not isinstance(ax, Axes):
+        msg = (
+            f"ax must be one matplotlib Axes, or None for a new figure, got {type(ax).__name__}: take one of "
+            "plt.subplots()[1] or figure.axes."
+        )
+        raise TypeError(msg)
+    return ax
+
+
 def plain_text(ax: "Axes") -> None:
     """Draw names as they are: a ``$`` is no formula."""
     legend = ax.get_legend()
@@ -41,9 +54,14 @@ def plain_text(ax: "Axes") -> None:
         text.set_parse_math(False)
 
 
+def written(name: str) -> str:
+    """Spell out what would break a line or cannot be drawn: a name is one row."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in name)
+
+
 def legend_label(name: str | None) -> str:
-    """Label of a curve, None to keep it out of the legend, as matplotlib does with names that begin with ``_``."""
-    return "_nolegend_" if name is None else " " + name if name.startswith("_") else name
+    """Label of a curve, None to keep it out of the legend; matplotlib leaves out ``""`` and what begins with ``_``."""
+    return "_nolegend_" if name is None else written(f" {name}" if name[:1] in ("", "_") else name)
 
 
 def legend_below(ax: "Axes", handles: Sequence[Any], *, grow: bool = False) -> None:

@@ -10,10 +10,10 @@ from conductance.analysis._report_parts import number, share
 from conductance.analysis._values import check_table
 from conductance.analysis.ablation import curve_area
 from conductance.analysis.plot_curves import plot_ablation_curve
-from conductance.analysis.plot_saturation import plot_saturation_curve
+from conductance.analysis.plot_saturation import MOST_LAYERS, plot_saturation_curve
 from conductance.analysis.plots import plot_layer_bars
 from conductance.analysis.ranking import layer_importance
-from conductance.analysis.saturation import COLUMNS, saturation_point
+from conductance.analysis.saturation import COLUMNS, INTEGRAND, saturation_point
 from conductance.dataset_results import DatasetConductance
 from conductance.results import TotalConductance
 
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 #: Rows of the picture of layers by class, at most, but for one layer.
 _ROWS = 40
+#: Rows of it at most, even for one layer: of thousands of classes the picture could not be stored.
+_ROWS_AT_MOST = 100
+#: Names of curves for which the legend has room in a picture, and inches that each more of them takes.
+_NAMES, _NAME = 4, 0.17
 
 
 def check_curves(ablations: Any, saturations: Any) -> None:
@@ -46,7 +50,10 @@ def groups_part(result: TotalConductance | DatasetConductance, layers: Sequence[
     table = table[table["layer"].isin(shown)]
     last = table[table["layer"] == shown[-1]].sort_values("units_for_90", kind="stable")
     few, many = last.iloc[0], last.iloc[-1]
-    words = f"{_listed(shown)}, {count} {'class' if count == 1 else 'classes'}."
+    words = f"{_listed(shown)}, {count:,} {'class' if count == 1 else 'classes'}."
+    if len(table) > _ROWS_AT_MOST:
+        words += f" The first {_ROWS_AT_MOST} classes are drawn."
+        table = table.head(_ROWS_AT_MOST)
     if few["units_for_90"] < many["units_for_90"]:
         words += (
             f" In {shown[-1]} nine tenths of Σ|C| are held by {few['units_for_90']} of {few['units']} units for class "
@@ -58,11 +65,12 @@ def groups_part(result: TotalConductance | DatasetConductance, layers: Sequence[
 def ablation_part(curves: "Mapping[str, pd.DataFrame]") -> dict[str, Any]:
     """Gather the picture of ablations by name, and the areas below their curves."""
     drawn = {name: curve for name, curve in curves.items() if curve["score"].notna().any()}
+    height = CURVE + _NAME * max(0, len(drawn) - _NAMES)
     whole = next(iter(curves.values()))
     start = whole.loc[whole["share"] == 0, "score"]
     known = {name: str(whole.attrs[name]) for name in ("value", "units", "examples") if name in whole.attrs}
     return {
-        "chart": chart(lambda ax: plot_ablation_curve(drawn, ax), CURVE) if drawn else None,
+        "chart": chart(lambda ax: plot_ablation_curve(drawn, ax), height) if drawn else None,
         "rows": [row for name, curve in curves.items() for row in _areas(name, curve)],
         "whole": number(float(start.iloc[0])) if len(start) else "–",
         "known": "{units} units, held at their {value} value; {examples} examples.".format(**known)
@@ -90,7 +98,10 @@ def saturation_part(title: str, curve: "pd.DataFrame") -> dict[str, Any]:
     if np.isfinite(median):
         words = f"Nine tenths of the change are made at {median:.2f} of the path"
         words += " (median)." if len(points) > 1 else "."
-    return {"title": title, "words": words, "chart": chart(lambda ax: plot_saturation_curve(curve, ax), CURVE)}
+    layers = curve.loc[curve["quantity"] == INTEGRAND, "layer"].nunique()
+    names = 2 + (layers if layers <= MOST_LAYERS else 1)
+    height = CURVE + _NAME * max(0, names - _NAMES)
+    return {"title": title, "words": words, "chart": chart(lambda ax: plot_saturation_curve(curve, ax), height)}
 
 
 def _listed(names: Sequence[str]) -> str:

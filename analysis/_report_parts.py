@@ -122,7 +122,7 @@ def classes_part(
             rows.append({**row, "unit": "none", "mean": "–", "share": "–", "maps": pictures})
             continue
         if images is not None and isinstance(result, TotalConductance) and _has_maps(result, layer):
-            members = np.flatnonzero(np.asarray(groups) == row["group"]).tolist()
+            members = [number for number, group in enumerate(groups) if group == row["group"]]
             pictures = map_pictures(
                 result.select(members),
                 layer,

@@ -155,3 +155,12 @@ def check_table(table: object, columns: Sequence[str], name: str, maker: str) ->
     if not len(table):
         msg = f"{name} is an empty table; expected at least one row, as {maker} returns it."
         raise ValueError(msg)
+
+
+def check_single(table: Any, columns: Sequence[str], name: str, hint: str) -> None:
+    """Refuse rows that say the same place twice, whose mean would be that of two different runs."""
+    twice = table.duplicated(list(columns))
+    if twice.any():
+        row = ", ".join(f"{column} {table.loc[twice, column].tolist()[0]!r}" for column in columns)
+        msg = f"{name} has several rows for {row}; {hint}."
+        raise ValueError(msg)

@@ -21,6 +21,7 @@ from conductance.analysis._ablation_sets import FIRST as FIRST
 from conductance.analysis._ablation_sets import LAST as LAST
 from conductance.analysis._ablation_sets import CurveSets, SingleUnits, check_count, wanted_units
 from conductance.analysis._rankings import ranked_layers
+from conductance.analysis._values import check_single
 from conductance.baselines import Baseline
 from conductance.errors import UnknownLayerError, check_choice
 from conductance.hooks import LayerSpec
@@ -339,7 +340,7 @@ def curve_area(curve: "pd.DataFrame") -> "pd.DataFrame":
     Raises
     ------
     ValueError
-        If the table lacks a column.
+        If the table lacks a column, or has a point of an order twice.
 
     Examples
     --------
@@ -356,7 +357,9 @@ def curve_area(curve: "pd.DataFrame") -> "pd.DataFrame":
     if missing:
         raise ValueError(f"curve has no column {missing[0]!r}; expected the table that ablation_curve returned")
     rows = []
-    for (order, seed), part in curve.groupby(["order", "seed"], sort=False):
+    check_single(curve, ("order", "seed", "share"), "curve", "is it of several curves? Take each by itself")
+    for (order, seed), own in curve.groupby(["order", "seed"], sort=False):
+        part = own.sort_values("share")  # in another order areas are wrong, down to their sign
         shares = torch.tensor(part["share"].to_numpy(float))
         areas = {
             name: float(torch.trapezoid(torch.tensor(part[name].to_numpy(float)), shares))

@@ -60,9 +60,10 @@ def demo(
     progress: Annotated[bool, typer.Option("--progress/--no-progress", help="Show progress bars.")] = True,
 ) -> None:
     """Train a small network on handwritten digits, explain it, and write a report."""
-    from conductance.analysis.demo import run_demo
-
     try:
+        # Here, for the import takes seconds in which it may be interrupted, too.
+        from conductance.analysis.demo import run_demo
+
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # the line below says it
             run = run_demo(output, images=images, rtol=rtol, seed=seed, progress=progress)

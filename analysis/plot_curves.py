@@ -11,13 +11,14 @@ from conductance.analysis._drawing import (
     CURVES,
     FAINT,
     NEUTRAL,
+    checked_axes,
     draw_range,
     legend_below,
     line_style,
     new_axes,
     open_frame,
 )  # fmt: skip
-from conductance.analysis._values import check_table
+from conductance.analysis._values import check_single, check_table
 from conductance.errors import check_choice
 
 if TYPE_CHECKING:
@@ -64,7 +65,8 @@ def plot_ablation_curve(
     TypeError
         If ``curve`` is neither a table nor tables by name.
     ValueError
-        If there is no curve, a table lacks a column or rows, ``y`` is unknown, or there is no number to draw.
+        If there is no curve, a table lacks a column or rows, has another order or a point of one twice, ``y`` is
+        unknown, or there is no number to draw.
 
     Examples
     --------
@@ -75,23 +77,23 @@ def plot_ablation_curve(
     [4.0, 1.0, 0.5]
     """
     check_choice("y", y, ("score", "accuracy"))
-    curves = _checked_curves(curve, y)
+    curves, named = _checked_curves(curve, y), isinstance(curve, Mapping)
     made = ax is None
-    ax = new_axes(*CURVES) if ax is None else ax
+    ax = new_axes(*CURVES) if ax is None else checked_axes(ax)
     random: list[pd.DataFrame] = []
     for number, (name, table) in enumerate(curves.items()):
         orders = {str(order): _by_seed(own, "share", y) for order, own in table.groupby("order", sort=False)}
         for place, (order, dash) in enumerate(((FIRST, "-"), (LAST, "--"))):
             if order in orders:
-                style = line_style(len(orders[order]), number if name else place)
-                label = (name if order == FIRST else None) if name else order
+                style = line_style(len(orders[order]), number if named else place)
+                label = (name if order == FIRST else None) if named else order
                 draw_range(ax, orders[order], label, style | {"linestyle": dash})
         if RANDOM in orders and not any(orders[RANDOM].equals(other) for other in random):
             random.append(orders[RANDOM])
     for number, orders_of_chance in enumerate(random):
         _draw_random(ax, orders_of_chance, labelled=number == 0)
     ax.set_xlabel("share of the units ablated")
-    several = "" not in curves and any((table["order"] == LAST).any() for table in curves.values())
+    several = named and any((table["order"] == LAST).any() for table in curves.values())
     return _finished(ax, y, "dashed: least important first" if several else "", grow=made)
 
 
@@ -136,7 +138,7 @@ def plot_pruning_curves(
     check_table(experiment, (*_PRUNING, y), "experiment", "pruning_experiment")
     _check_numbers(experiment, y, "experiment", "draw the other one of accuracy and loss")
     made = ax is None
-    ax = new_axes(*CURVES) if ax is None else ax
+    ax = new_axes(*CURVES) if ax is None else checked_axes(ax)
     names = experiment["criterion"].astype(str)
     if "value" in experiment and experiment["value"].nunique() > 1:
         names = names + ", held at " + experiment["value"].astype(str)
@@ -160,6 +162,9 @@ def _checked_curves(curve: Any, y: str) -> "dict[str, pd.DataFrame]":
     for name, table in curves.items():
         told = f"curve[{name!r}]" if several else "curve"
         check_table(table, (*_ABLATION, y), told, "ablation_curve")
+        for order in table["order"].unique().tolist():
+            check_choice(f"the order in {told}", order, (FIRST, LAST, RANDOM))
+        check_single(table, _ABLATION, told, "is it of several curves? Give them by name, as a dict")
         _check_numbers(table, y, told, "accuracy needs a loader with labels" if y == "accuracy" else "all are NaN")
     return curves
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conductance._result_layers import counted
-from conductance.analysis._drawing import NEGATIVE, NEUTRAL, POSITIVE
+from conductance.analysis._drawing import NEGATIVE, NEUTRAL, POSITIVE, checked_axes
 from conductance.analysis._graph_layout import Edge, Shown, edge_path, gap_path, shortened, shown_part, wrapped
 from conductance.analysis._values import Floats
 from conductance.analysis.graph import GAP_LAYERS, Node, check_graph
@@ -81,7 +81,7 @@ def plot_flow_graph(
     _check_options(graph, min_share, limit)
     shown = shown_part(graph, min_share)
     largest = max(abs(flow) for *_, flow in graph.edges(data="flow")) if limit is None else float(limit)
-    ax = _new_axes(shown) if ax is None else ax
+    ax = _new_axes(shown) if ax is None else checked_axes(ax)
     _set_up(ax, shown)
     _draw_edges(ax, graph, shown, largest, gaps=False)
     _draw_edges(ax, graph, shown, largest, gaps=True)

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from conductance.analysis._drawing import FAINT, as_array, check_limit, largest, new_axes, signed_colours
+from conductance.analysis._drawing import (
+    FAINT,
+    as_array,
+    check_limit,
+    checked_axes,
+    largest,
+    new_axes,
+    signed_colours,
+    written,
+)
 from conductance.analysis._values import Floats
 
 if TYPE_CHECKING:
@@ -70,7 +79,7 @@ def plot_unit_map(image: Any, values: Any, ax: "Axes | None" = None, *, limit: f
         raise ValueError(msg)
     check_limit(limit)
     scale = largest(numbers) if limit is None else float(limit)
-    ax = new_axes(2.0, 2.0) if ax is None else ax
+    ax = new_axes(2.0, 2.0) if ax is None else checked_axes(ax)
     height, width = picture.shape[:2]
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
     # Half of the way to black is enough: the colours above it have to be seen.
@@ -170,7 +179,7 @@ def _written(token: str) -> str:
     """Write what cannot be seen."""
     for sign, shown in _BLANKS.items():
         token = token.replace(sign, shown)
-    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in token) or "∅"
+    return written(token) or "∅"
 
 
 def _columns(text: str) -> float:
@@ -187,6 +196,7 @@ def _text_axes(ax: "Axes | None", texts: Sequence[str]) -> tuple["Axes", float, 
         letters = inches * 72 / (columns * _WIDE)
         lines = _laid_out(texts, columns)[1]
         return new_axes(inches + 0.1, lines * letters * _HIGH / 72 + 0.35), letters, columns
+    ax = checked_axes(ax)
     figure: Any = ax.get_figure()
     inches_wide, inches_high = figure.bbox.width / figure.dpi, figure.bbox.height / figure.dpi
     place = ax.get_position()
@@ -235,5 +245,8 @@ def _picture(image: Any) -> tuple[Floats, bool]:
     if picture.ndim != 2:
         expected = "(height, width), (1, height, width) or (3, height, width)"
         msg = f"image has shape {picture.shape}, expected {expected}."
+        raise ValueError(msg)
+    if not picture.size:
+        msg = f"image has shape {picture.shape}, without a pixel; expected at least one."
         raise ValueError(msg)
     return picture, True

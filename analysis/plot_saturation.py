@@ -14,14 +14,15 @@ from conductance.analysis._drawing import (
     FAINT,
     NEUTRAL,
     SERIES,
+    checked_axes,
     legend_below,
     legend_label,
     line_style,
     new_axes,
     open_frame,
+    written,
 )  # fmt: skip
-from conductance.analysis._values import check_table
-from conductance.analysis.saturation import COLUMNS, GRADIENT_NORM, INTEGRAND, OUTPUT, saturation_point
+from conductance.analysis.saturation import GRADIENT_NORM, INTEGRAND, OUTPUT, check_curve, saturation_point
 from conductance.errors import UnknownLayerError, check_choice
 
 if TYPE_CHECKING:
@@ -32,8 +33,10 @@ if TYPE_CHECKING:
 _ALIKE = 0.05
 #: Letters up to which the names of layers that share a curve are all written.
 _NAMED = 40
+#: Sizes of the output's change up to which its band is drawn.
+_BAND_ENDS = 2.0
 #: Layers that are told apart by colour; more are drawn in grey.
-_MOST_LAYERS = len(SERIES) - 1
+MOST_LAYERS = len(SERIES) - 1
 
 
 def plot_saturation_curve(
@@ -56,7 +59,8 @@ def plot_saturation_curve(
         Where to draw; None makes a figure with room for the legend below, as your own has with
         ``layout="constrained"``.
     example
-        Its number; None draws the mean over all, and for the output a band that holds the middle four fifths.
+        Its number; None draws the mean over all; for the output, whose share is huge where an example changes by next
+        to nothing, the median with a band that holds the middle four fifths, cut at twice the change.
     layers
         Whose integrands are drawn; None is all.
 
@@ -72,7 +76,7 @@ def plot_saturation_curve(
     TypeError
         If ``curve`` is no table.
     ValueError
-        If it lacks a column or the output, if there is no such example, or ``layers`` is empty.
+        If it lacks a column or the output, holds a place twice, if there is no such example, or ``layers`` is empty.
     KeyError
         If there is no such layer.
 
@@ -83,7 +87,7 @@ def plot_saturation_curve(
     >>> plot_saturation_curve(pd.DataFrame(columns)).get_lines()[0].get_ydata().tolist()
     [0.0, 1.0, 1.0]
     """
-    check_table(curve, COLUMNS, "curve", "saturation_curve")
+    check_curve(curve)
     if example is not None:
         known = curve["example"].unique().tolist()
         check_choice("example", example, known) if len(known) <= 12 else _check_example(example, known)
@@ -92,7 +96,7 @@ def plot_saturation_curve(
     own = curve[curve["quantity"] == INTEGRAND]
     names = _chosen(own["layer"].unique().tolist(), layers)
     made = ax is None
-    ax = new_axes(*CURVES) if ax is None else ax
+    ax = new_axes(*CURVES) if ax is None else checked_axes(ax)
     _draw_output(ax, _by_example(curve[curve["quantity"] == OUTPUT]), float(points["alpha"].median()))
     norm = curve[curve["quantity"] == GRADIENT_NORM]
     if len(norm):
@@ -140,9 +144,11 @@ def _draw_output(ax: "Axes", output: "pd.DataFrame", alpha: float) -> None:
     made = (output - output.iloc[0]) / change.where(change != 0)
     reached = f": 0.9 at {alpha:.2f}" if np.isfinite(alpha) else ": none"
     style = line_style(len(made), 0) | {"linewidth": 2.6, "zorder": 2.4}
-    ax.plot(made.index, made.mean(axis=1), label=f"output, share of its change{reached}", **style)
+    ax.plot(made.index, made.median(axis=1), label=f"output, share of its change{reached}", **style)
     if made.shape[1] > 1:
-        low, high = made.quantile(0.1, axis=1), made.quantile(0.9, axis=1)
+        # Cut where it would press all curves flat.
+        widest = _BAND_ENDS * max(1.0, float(made.median(axis=1).abs().max()))
+        low, high = (made.quantile(share, axis=1).clip(-widest, widest) for share in (0.1, 0.9))
         ax.fill_between(made.index, low, high, color=SERIES[0], alpha=BAND, linewidth=0)
     if np.isfinite(alpha):
         ax.axvline(alpha, color=FAINT, linewidth=0.8)
@@ -155,10 +161,12 @@ def _draw_layers(ax: "Axes", curves: "Mapping[str, pd.Series[float]]") -> None:
         found = next((names for names in alike if _agree(curves[names[0]], values)), None)
         alike.append([name]) if found is None else found.append(name)
     for number, names in enumerate(alike, 1):
-        together = ", ".join(names)
-        told = together if len(names) == 1 or len(together) <= _NAMED else f"{names[0]} and {len(names) - 1} more"
+        together = ", ".join(map(written, names))
+        told = (
+            together if len(names) == 1 or len(together) <= _NAMED else f"{written(names[0])} and {len(names) - 1} more"
+        )
         values = curves[names[0]]
-        if len(alike) <= _MOST_LAYERS:
+        if len(alike) <= MOST_LAYERS:
             ax.plot(values.index, values, label=f"integrand of {told}", **line_style(len(values), number))
             continue
         label = f"integrands of {len(curves)} layers" if number == 1 else None

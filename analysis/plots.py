@@ -15,10 +15,12 @@ from conductance.analysis._drawing import (
     NEGATIVE,
     NEUTRAL,
     POSITIVE,
+    checked_axes,
     legend_below,
     new_axes,
     places_that_fit,
     plain_text,
+    written,
 )  # fmt: skip
 from conductance.analysis._values import Results, check_table, check_top
 from conductance.analysis.ranking import layer_importance, rank_units
@@ -73,7 +75,7 @@ def plot_layer_bars(layers: "Results | pd.DataFrame", ax: "Axes | None" = None) 
     if "group" in table:
         order = {layer: number for number, layer in enumerate(table["layer"].unique())}
         table = table.sort_values("layer", key=lambda names: names.map(order), kind="stable")
-    ax = _bar_axes(len(table)) if ax is None else ax
+    ax = _bar_axes(len(table)) if ax is None else checked_axes(ax)
     names = _names(table, "layer")
     _bars(ax, names, table["abs"].to_numpy(), table["sum"].to_numpy(), None)
     _legend(ax, "Σ|C| over units", "sum Σ C")
@@ -117,7 +119,7 @@ def plot_top_units(units: "Results | pd.DataFrame", ax: "Axes | None" = None, *,
     check_top(top)
     whole = _table(units, rank_units, ("layer", "unit", "mean", "mean_abs", "error"))
     table = whole.head(int(top))
-    ax = _bar_axes(len(table)) if ax is None else ax
+    ax = _bar_axes(len(table)) if ax is None else checked_axes(ax)
     names = _names(table, "layer", "unit")
     _bars(ax, names, table["mean_abs"].to_numpy(), table["mean"].to_numpy(), table["error"].to_numpy())
     if len(table) < len(whole):
@@ -164,17 +166,17 @@ def plot_measures(table: "pd.DataFrame", ax: "Axes | None" = None, *, by: str = 
     check_table(table, ("measure", by), "table", "compare_measures")
     grouped = table.groupby("measure", sort=False)[by]
     mean, low, high = grouped.mean(), grouped.min(), grouped.max()
-    ax = _bar_axes(len(mean)) if ax is None else ax
+    ax = _bar_axes(len(mean)) if ax is None else checked_axes(ax)
     colours = [POSITIVE if value >= 0 else NEGATIVE for value in mean]
-    ax.barh(np.arange(len(mean)), mean, height=0.7, color=colours)
+    ax.barh(np.arange(len(mean)), mean.where(np.isfinite(mean)), height=0.7, color=colours)
     if grouped.size().max() > 1:
         whiskers = np.maximum([mean - low, high - mean], 0.0)  # of equal numbers the mean may be off by rounding
         ax.errorbar(mean, np.arange(len(mean)), xerr=whiskers, fmt="none", ecolor=FAINT, capsize=3)
     for row, (value, end) in enumerate(zip(mean, high.clip(lower=0), strict=True)):
-        text = "–" if np.isnan(value) else f"{value:.2f}".replace("-", "−")
-        place = (0.0 if np.isnan(value) else end, row)
+        text = "–" if np.isnan(value) else f"{value:{'.2f' if abs(value) < 1000 else '.3g'}}".replace("-", "−")
+        place = (end if np.isfinite(value) else 0.0, row)
         ax.annotate(text, place, (6, 0), textcoords="offset points", va="center", fontsize="small")
-    _name_rows(ax, [str(name) for name in mean.index])
+    _name_rows(ax, [written(str(name)) for name in mean.index])
     ax.axvline(0.0, color=FAINT, linewidth=0.8)
     ax.margins(x=0.12)
     several = ", mean and range" if table.groupby("measure").size().max() > 1 else ""
@@ -186,8 +188,14 @@ def _bars(ax: "Axes", names: list[str], sizes: Any, sums: Any, errors: Any) -> N
     """Draw wide bars of sizes with narrow signed ones inside."""
     places = np.arange(len(names))
     whiskers = {} if errors is None else {"xerr": errors, "ecolor": FAINT, "capsize": 2}
-    ax.barh(places, sizes, height=0.78, color=NEUTRAL, **whiskers)
-    ax.barh(places, sums, height=0.4, color=[POSITIVE if value >= 0 else NEGATIVE for value in sums])
+    sizes, sums = np.asarray(sizes, dtype=np.float64), np.asarray(sums, dtype=np.float64)
+    known = np.isfinite(sizes) & np.isfinite(sums)
+    ax.barh(places, np.where(known, sizes, np.nan), height=0.78, color=NEUTRAL, **whiskers)
+    signed = [POSITIVE if value >= 0 else NEGATIVE for value in sums]
+    ax.barh(places, np.where(known, sums, np.nan), height=0.4, color=signed)
+    for row in places[~known]:  # without a bar it would pass for 0
+        said = sums[row] if np.isfinite(sizes[row]) else sizes[row]
+        ax.annotate(f"{said}", (0.0, row), (6, 0), textcoords="offset points", va="center", fontsize="small")
     _name_rows(ax, names)
     ax.axvline(0.0, color=FAINT, linewidth=0.8)
     ax.set_xlabel("mean conductance", loc="right")
@@ -205,11 +213,11 @@ def _name_rows(ax: "Axes", names: Sequence[str]) -> None:
 
 def _names(table: "pd.DataFrame", *columns: str) -> list[str]:
     """Join what names a row, its group behind it."""
-    parts = (table[column].astype(str) for column in columns)
-    names = [" · ".join(each) for each in zip(*parts, strict=True)]
+    parts = (map(str, table[column]) for column in columns)
+    names = [written(" · ".join(each)) for each in zip(*parts, strict=True)]
     if "group" not in table:
         return names
-    return [f"{name} ({group})" for name, group in zip(names, table["group"], strict=True)]
+    return [f"{name} ({written(str(group))})" for name, group in zip(names, table["group"], strict=True)]
 
 
 def _legend(ax: "Axes", size: str, signed: str) -> None:

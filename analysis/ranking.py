@@ -5,7 +5,7 @@ are taken of that number. Examples that were interrupted or hold NaN are left ou
 ``attrs["left_out"]``. Conductance: Dhamdhere, Sundararajan & Yan, 2018, arXiv:1805.12233.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
@@ -175,6 +175,9 @@ class _Layered(Protocol):
 
 def chosen_layers(result: _Layered, layers: Sequence[str] | str | None) -> list[str]:
     """Check names of layers; None is all."""
+    if layers is not None and not isinstance(layers, Iterable):
+        msg = f"layers is {layers!r}; expected names of layers, or None for all."
+        raise TypeError(msg)
     names = result.layers if layers is None else [layers] if isinstance(layers, str) else list(layers)
     if not names:
         msg = "layers is empty; give at least one name, or None for all."

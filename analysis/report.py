@@ -4,11 +4,12 @@ Pictures and style are part of the file; it needs no network and no JavaScript. 
 or the caller is escaped.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from conductance._dataset_groups import checked_groups
 from conductance.analysis._report_curves import ablation_part, check_curves, groups_part, saturation_part
 from conductance.analysis._report_flows import check_flows, check_neurons, flow_part, pixels_part
 from conductance.analysis._report_parts import classes_part, facts_of, layers_part, units_part
@@ -33,7 +34,7 @@ def write_report(
     top: int = 8,
     images: Any = None,
     captions: Sequence[str] | None = None,
-    groups: Sequence[int] | Sequence[str] | bool | None = None,
+    groups: Sequence[Hashable] | bool | None = None,
     flows: Mapping[str, ConductanceFlow] | None = None,
     neurons: Mapping[int, NeuronConductance] | None = None,
     ablations: "Mapping[str, pd.DataFrame] | None" = None,
@@ -64,8 +65,8 @@ def write_report(
     captions
         Text for each example; None is its number.
     groups
-        The class of each example, or True for the groups of a data set's statistics: adds the layers class by class,
-        and the top unit of each class, in the last of ``layers``.
+        The class of each example, a text, a number or a tuple of them, or True for the groups of a data set's
+        statistics: adds the layers class by class, and the top unit of each class, in the last of ``layers``.
     flows
         Of the same model: a title and what `conductance.conductance_flow` returned, each drawn as the mean over its
         examples, with its strongest paths.
@@ -90,9 +91,9 @@ def write_report(
     Raises
     ------
     TypeError
-        If ``result`` is not a result, ``top`` not a whole number, ``images``, ``captions`` or ``groups`` of single
-        examples are given for statistics of a data set, or ``flows``, ``neurons``,
-        ``ablations`` or ``saturations`` hold something else.
+        If ``result`` is not a result, ``top`` not a whole number, a group neither text nor number, ``images``,
+        ``captions`` or ``groups`` of single examples are given for statistics of a data set, or ``flows``,
+        ``neurons``, ``ablations`` or ``saturations`` hold something else.
     ValueError
         If ``layers`` is empty, ``top`` below 1, no example is finished, ``images``, ``captions`` or ``groups`` do
         not have one entry for each example, or ``neurons`` do not fit an image, or a table of curves lacks a column.
@@ -118,11 +119,11 @@ def write_report(
 
     left_out = _checked(result, groups)
     check_top(top)
-    if not Path(path).parent.is_dir():
-        msg = f"Cannot write {path}: there is no folder {Path(path).parent}. Create it first."
-        raise FileNotFoundError(msg)
+    path = _checked_path(path)
     names = chosen_layers(result, layers)
     captions = _captions(result, images, captions, groups)
+    if groups is not None and isinstance(result, TotalConductance):
+        groups = checked_groups(groups, len(result.status))
     flows, neurons = flows or {}, neurons or {}
     check_flows(flows)
     check_neurons(neurons, images)
@@ -150,7 +151,19 @@ def write_report(
         for heading, flow in flows.items():
             page["flows"].append(flow_part(heading, flow))
             bar.update()
-    return _written(Path(path), _rendered(page))
+    return _written(path, _rendered(page))
+
+
+def _checked_path(path: str | Path) -> Path:
+    """Refuse a file that cannot be written, before the work and not after it."""
+    path = Path(path)
+    if path.is_dir():
+        msg = f"Cannot write {path}: it is a folder. Give a file in it, such as {path / 'report.html'}."
+        raise IsADirectoryError(msg)
+    if not path.parent.is_dir():
+        msg = f"Cannot write {path}: there is no folder {path.parent}. Create it first."
+        raise FileNotFoundError(msg)
+    return path
 
 
 def _checked(result: Any, groups: Any) -> int:
@@ -181,6 +194,9 @@ def _captions(result: Any, images: Any, captions: Any, groups: Any) -> Sequence[
 
 
 def _check_length(name: str, values: Any, examples: int) -> None:
+    if values is not None and not hasattr(values, "__len__"):
+        msg = f"{name} must hold one entry for each example, got {type(values).__name__}."
+        raise TypeError(msg)
     if values is not None and len(values) != examples:
         msg = f"{name} has {len(values)} entries, expected one for each of {examples} examples."
         raise ValueError(msg)

@@ -4,12 +4,13 @@ The map of a channel is its conductance at each position, before the sum; it add
 (Dhamdhere, Sundararajan & Yan, 2018, arXiv:1805.12233).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
+from conductance._dataset_groups import checked_groups, in_order
 from conductance.analysis._values import Floats, as_floats, check_result, check_top, statistics, unit_values
 from conductance.analysis.ranking import chosen_layers
 from conductance.dataset_results import DatasetConductance
@@ -126,7 +127,7 @@ def unit_map(result: TotalConductance, layer: str, unit: int, *, example: int) -
 
 
 def top_unit_by_group(
-    result: TotalConductance | DatasetConductance, layer: str, groups: Sequence[int] | Sequence[str] | bool
+    result: TotalConductance | DatasetConductance, layer: str, groups: Sequence[Hashable] | bool
 ) -> "pd.DataFrame":
     """Find for each group of examples, such as a class, the unit that pushes the target up most.
 
@@ -150,7 +151,7 @@ def top_unit_by_group(
     Raises
     ------
     TypeError
-        If ``result`` is not a result, or ``groups`` does not belong to it.
+        If ``result`` is not a result, ``groups`` does not belong to it, or a group is neither text nor number.
     ValueError
         If there is not one group for each example, or no example is finished.
     KeyError
@@ -192,12 +193,11 @@ def _means_by_group(result: Any, layer: str, groups: Any) -> Iterator[tuple[Any,
     if isinstance(groups, bool):
         msg = f"groups is {groups}, which is for a DatasetConductance; give the group of each example."
         raise TypeError(msg)
-    if len(groups) != len(result.status):
-        msg = f"groups has {len(groups)} entries, expected one for each of {len(result.status)} examples."
-        raise ValueError(msg)
-    of_each = np.asarray(groups)[found.examples]
-    for group in np.unique(of_each):
-        values = found.values[layer][of_each == group]
+    # Not as an array: of tuples that has another axis, and of numbers and texts only texts.
+    of_all = checked_groups(groups, len(result.status))
+    of_each = [of_all[example] for example in found.examples]
+    for group in in_order(set(of_each)):
+        values = found.values[layer][[one == group for one in of_each]]
         yield group, len(values), values.mean(0)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from conductance.analysis._values import Floats, check_table
+from conductance.analysis._values import Floats, check_single, check_table
 from conductance.arguments import Inputs
 from conductance.baselines import Baseline
 from conductance.hooks import LayerSpec
@@ -157,7 +157,7 @@ def saturation_point(curve: "pd.DataFrame", *, share: float = 0.9) -> "pd.DataFr
     TypeError
         If ``curve`` is no table.
     ValueError
-        If it lacks a column or has no output, or if ``share`` is out of range.
+        If it lacks a column or has no output, holds a place twice, or if ``share`` is out of range.
 
     Examples
     --------
@@ -169,7 +169,7 @@ def saturation_point(curve: "pd.DataFrame", *, share: float = 0.9) -> "pd.DataFr
     """
     import pandas as pd
 
-    check_table(curve, COLUMNS, "curve", "saturation_curve")
+    check_curve(curve)
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
         msg = f"share is {share!r}, expected a number above 0 and at most 1, such as 0.9."
         raise ValueError(msg)
@@ -183,6 +183,13 @@ def saturation_point(curve: "pd.DataFrame", *, share: float = 0.9) -> "pd.DataFr
         values = own["value"].to_numpy(np.float64)
         rows.append((example, values[-1] - values[0], _point(own["alpha"].to_numpy(np.float64), values, share)))
     return pd.DataFrame(rows, columns=["example", "change", "alpha"])
+
+
+def check_curve(curve: Any) -> None:
+    """Refuse what is not the table of one saturation curve."""
+    check_table(curve, COLUMNS, "curve", "saturation_curve")
+    hint = "is it of several runs? Take each by itself, or number their examples on"
+    check_single(curve, COLUMNS[:-1], "curve", hint)
 
 
 def _point(alphas: Floats, output: Floats, share: float) -> float:

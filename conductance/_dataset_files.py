@@ -19,6 +19,8 @@ from conductance._result_layers import LayerInfo
 FORMAT = "conductance.dataset_conductance"
 VERSION = 1
 _NUMBERS = ("count", "left_out", "evaluations", "unconverged")
+#: What `write` is given as settings: those that statistics began with, and those that they have now.
+SETTINGS = ("given", "settings")
 
 
 def write(path: str | Path, state: State, settings: Mapping[str, Any]) -> None:
@@ -44,15 +46,19 @@ def read(path: str | Path) -> tuple[State, dict[str, Any]]:
     try:
         info = {one["name"]: LayerInfo(**{**one, "shape": tuple(one["shape"])}) for one in content["layers"]}
         groups = [from_json(group) for group in content["groups"]]
+        _check_content(content, info, groups)
         sums: dict[Hashable, dict[str, LayerSums]] = {
             group: {
-                layer: _sums({name: tensors[f"{name}/{layer}"][number].clone() for name in _SHAPES}, one.units)
+                layer: _sums(
+                    {name: _row(tensors, f"{name}/{layer}", number, len(groups)) for name in _SHAPES}, one.units
+                )
                 for layer, one in info.items()
             }
             for number, group in enumerate(groups)
         }
         numbers = {name: content[name] for name in _NUMBERS}
-        return State(info=info, sums=sums, **numbers), dict(content["settings"])
+        _check_counts(sums, numbers["count"])
+        return State(info=info, sums=sums, **numbers), {name: content["settings"][name] for name in SETTINGS}
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise _files.damaged(path, FORMAT, error) from error
 
@@ -68,6 +74,39 @@ _SHAPES: dict[str, tuple[int, ...]] = {
     "extremes": (3, -1),
     "worst": (),
 }
+
+
+def _check_content(content: Mapping[str, Any], info: Mapping[str, LayerInfo], groups: list[Hashable]) -> None:
+    """Refuse what would make numbers go wrong later, far from the file."""
+    counts = {name: content[name] for name in _NUMBERS[:3]} | content["unconverged"]
+    for name, number in counts.items():
+        if type(number) is not int or number < 0:
+            raise ValueError(f"{name} is {number!r}, expected a whole number")
+    for name in SETTINGS:
+        if not isinstance(content["settings"][name], dict):
+            raise TypeError(f"settings hold a {type(content['settings'][name]).__name__} under {name!r}")
+    if len(info) != len(content["layers"]) or len(set(groups)) != len(groups):
+        raise ValueError("a layer or a group is in it twice")
+    if groups and not info:
+        raise ValueError("it has groups but no layers")
+    if None in groups and len(groups) > 1:
+        raise ValueError("only some examples have groups")
+
+
+def _check_counts(sums: Mapping[Hashable, Mapping[str, LayerSums]], count: int) -> None:
+    """Every layer has to have all examples, each in one group."""
+    of_groups = [{int(one.units.count) for one in layers.values()} for layers in sums.values()]
+    if any(len(each) > 1 or min(each) < 1 for each in of_groups) or sum(map(min, of_groups)) != count:
+        raise ValueError(f"the examples of its layers and groups do not add up to the {count} that it tells")
+
+
+def _row(tensors: Mapping[str, Tensor], name: str, number: int, groups: int) -> Tensor:
+    """What a tensor holds of one group."""
+    expected = torch.int64 if name.split("/")[0] in ("count", "layer_count") else torch.float64
+    if len(tensors[name]) != groups or tensors[name].dtype != expected:
+        found = f"{tensors[name].dtype} of {len(tensors[name])} groups"
+        raise ValueError(f"{name} is {found}, expected {expected} of {groups}")
+    return tensors[name][number].clone()
 
 
 def _tensors(sums: LayerSums) -> dict[str, Tensor]:

@@ -33,7 +33,7 @@ def checked_groups(groups: Any, examples: int) -> Sequence[Hashable]:
     if not isinstance(entries, list) or len(entries) != examples:
         found = len(entries) if isinstance(entries, list) else 0
         raise ValueError(f"groups has {found} entries, expected one for each of {examples} examples.")
-    return [_checked(entry) for entry in entries]
+    return [checked_group(entry) for entry in entries]
 
 
 def in_order(groups: Iterable[Hashable]) -> list[Hashable]:
@@ -56,10 +56,22 @@ def from_json(group: Any) -> Hashable:
     return tuple(map(from_json, group)) if isinstance(group, list) else group
 
 
-def _checked(group: Any) -> Hashable:
-    """Write one group as plain Python."""
+def checked_group(group: Any) -> Hashable:
+    """Write one group as plain Python.
+
+    Raises
+    ------
+    TypeError
+        If it is no text, number or tuple of them.
+
+    Examples
+    --------
+    >>> import torch
+    >>> checked_group(torch.tensor(3)), checked_group(("cat", 1))
+    (3, ('cat', 1))
+    """
     if isinstance(group, tuple):
-        return tuple(map(_checked, group))
+        return tuple(map(checked_group, group))
     group = group.item() if hasattr(group, "item") and getattr(group, "ndim", None) == 0 else group
     if not isinstance(group, str | int | float) or group != group:
         raise TypeError(

@@ -60,7 +60,12 @@ class State:
             if name not in other.info:
                 yield f"layer {name!r} is missing"
             elif _kind(other.info[name]) != _kind(info):
-                yield f"layer {name!r} is {_kind(other.info[name])}, not {_kind(info)}"
+                hint = (
+                    " (if its units are positions, which change with the length of a batch, leave it out by layers=)"
+                    if other.info[name].module_type == info.module_type
+                    else ""
+                )
+                yield f"layer {name!r} is {_kind(other.info[name])}, not {_kind(info)}{hint}"
         yield from (f"layer {name!r} is new" for name in other.info if name not in self.info)
 
 

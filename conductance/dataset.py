@@ -15,8 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from conductance._fingerprint import fingerprint
-from conductance._reporting import described
+from conductance._fingerprint import fingerprint, told_apart
 from conductance._requests import checked_rules
 from conductance._telling import in_batch
 from conductance.arguments import Arguments, Inputs
@@ -80,7 +79,8 @@ def dataset_conductance(
     DatasetConductance
         Can be merged, saved, given more results, and ranked by ``analysis.rank_units`` and
         ``analysis.layer_importance``. ``settings["weights_fingerprint"]`` tells models apart, so that
-        statistics of another model are not merged.
+        statistics of another model are not merged; baselines and additional arguments are told apart by their numbers,
+        callables by their names only.
 
     Raises
     ------
@@ -120,9 +120,14 @@ def dataset_conductance(
     started = time.perf_counter()
     rules = checked_rules(rtol, atol, n_steps, max_evaluations, internal_batch_size)
     _check_group_by(group_by)
-    asked = {"target": target, "group_by": group_by, "baselines": baselines}
+    asked = {
+        "target": target,
+        "group_by": group_by,
+        "baselines": baselines,
+        "additional_forward_args": additional_forward_args,
+    }
     about = {"quantity": "dataset_conductance", **fingerprint(model)}
-    stats = DatasetConductance(about | {name: described(value) for name, value in asked.items()})
+    stats = DatasetConductance(about | {name: told_apart(value) for name, value in asked.items()})
     explained = partial(
         total_conductance,
         model,

@@ -7,6 +7,7 @@ and in whatever order the parts were merged, up to rounding.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from conductance import _dataset_files, _dataset_tables
 from conductance._dataset_files import FORMAT, VERSION
-from conductance._dataset_groups import checked_groups, in_order
+from conductance._dataset_groups import checked_group, checked_groups, in_order
 from conductance._dataset_state import State
 from conductance._dataset_sums import LayerSums, layer_values, members, unit_values
 from conductance._result_checks import as_json
@@ -35,12 +36,15 @@ __all__ = ["FORMAT", "VERSION", "DatasetConductance"]
 _SHARED = ("moving", "rtol", "atol", "n_steps")
 #: Settings that say how a run went, not what was run.
 _OF_THE_RUN = ("seconds", "interrupted")
+#: Held while sums are replaced: one for all statistics, since one of their own could be neither pickled nor copied.
+_ADDING = threading.Lock()
 
 
 class DatasetConductance:
     """Statistics of total conductance over many examples, by group if asked; as `dataset_conductance` returns them.
 
-    Its methods are those of a metric of torchmetrics. It needs no model: results of one's own loop can be added too.
+    Its methods are those of a metric of torchmetrics. It needs no model: results of one's own loop can be added too, by
+    several threads at once.
 
     Parameters
     ----------
@@ -76,6 +80,8 @@ class DatasetConductance:
     """
 
     def __init__(self, settings: Mapping[str, Any] | None = None) -> None:
+        if settings is not None and not isinstance(settings, Mapping):
+            raise TypeError(f"settings must be a dict of what was run, or None, got {type(settings).__name__}.")
         self._given = as_json(settings or {})
         self.reset()
 
@@ -169,7 +175,8 @@ class DatasetConductance:
             evaluations=int(result.evaluations.sum()),
         )
         shared = {name: result.settings[name] for name in _SHARED if name in result.settings}
-        self._add(added, shared, "the result")
+        with _ADDING:
+            self._add(added, shared, "the result")
 
     def merge_state(self, other: DatasetConductance) -> None:
         """Add statistics of other examples, such as those of another process.
@@ -184,16 +191,21 @@ class DatasetConductance:
         TypeError
             If it holds no statistics of a data set.
         ValueError
-            If layers, units or settings differ (another model, target, tolerance, …), or only one has groups. Nothing
-            is added then.
+            If layers, units or settings differ (another model, target, tolerance, …), only one has groups, or it is
+            these statistics themselves, whose examples would count twice. Nothing is added then.
         """
         if not isinstance(other, DatasetConductance):
             raise TypeError(f"other must be a DatasetConductance, got {type(other).__name__}.")
+        if other is self:
+            raise ValueError(
+                "other is these statistics themselves, whose examples would count twice; give another part."
+            )
         settings = {name: value for name, value in other.settings.items() if name not in _OF_THE_RUN}
-        self._add(other._state, settings, "the other")
-        for name in _OF_THE_RUN:  # seconds add up, and one interrupt is enough
-            known: list[Any] = [one.settings[name] for one in (self, other) if name in one.settings]
-            self.settings |= {name: max(known) if name == "interrupted" else round(sum(known), 3)} if known else {}
+        with _ADDING:
+            self._add(other._state, settings, "the other")
+            for name in _OF_THE_RUN:  # seconds add up, and one interrupt is enough
+                known: list[Any] = [one.settings[name] for one in (self, other) if name in one.settings]
+                self.settings |= {name: max(known) if name == "interrupted" else round(sum(known), 3)} if known else {}
 
     def reset(self) -> None:
         """Forget all examples, and all settings but those given at first."""
@@ -206,7 +218,7 @@ class DatasetConductance:
         Parameters
         ----------
         group
-            Only of this group; None is all examples.
+            Only of this group, written as `update` takes it; None is all examples.
 
         Returns
         -------
@@ -215,10 +227,13 @@ class DatasetConductance:
 
         Raises
         ------
+        TypeError
+            If nothing of this kind can be a group.
         ValueError
             If there is no such group, or no example is finished.
         """
         sums = self._state.sums
+        group = None if group is None else checked_group(group)
         if group is not None and group not in sums:
             several = ", ".join(map(repr, self.groups[:12])) + (", …" if len(self.groups) > 12 else "")
             raise ValueError(f"group is {group!r}, expected {several or 'None: examples are not grouped'}.")
@@ -294,7 +309,7 @@ class DatasetConductance:
         return stats
 
     def _add(self, added: State, settings: Mapping[str, Any], told: str) -> None:
-        """Add one state to the other at once, so that an interrupt leaves the one or the other."""
+        """Add one state to the other at once, so that an interrupt leaves the one or the other; `_ADDING` is held."""
         known = self.settings
         shared = [name for name in settings if name in known and known[name] != settings[name]]
         differences = [f"{name} is {settings[name]!r}, not {known[name]!r}" for name in shared]

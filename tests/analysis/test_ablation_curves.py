@@ -229,3 +229,12 @@ def test_bad_calls_name_the_argument() -> None:
             ablation_curve(net(), LOADER, FC, **given)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="loader gives no batches"):
         ablation_curve(net(), [], FC)
+
+
+def test_rows_in_any_order_have_the_same_area() -> None:
+    columns = {"order": "random", "seed": 3, "share": [0.0, 0.5, 1.0], "score": [4.0, 2.0, 0.0], "accuracy": 1.0}
+    curve = pd.DataFrame(columns)
+    for table in (curve, curve[::-1], curve.iloc[[1, 2, 0]]):
+        assert curve_area(table)[["score", "accuracy"]].to_numpy().tolist() == [[2.0, 1.0]]
+    with pytest.raises(ValueError, match=r"curve has several rows for order 'random', seed 3, share 0.0"):
+        curve_area(pd.concat([curve, curve]))

@@ -140,6 +140,20 @@ def test_interrupts_and_errors_are_told(
     assert message in result.stderr
 
 
+def test_an_interrupt_while_modules_are_loaded_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = builtins.__import__
+
+    def interrupted(name: str, *rest: Any) -> Any:
+        if name == "conductance.analysis.demo":
+            raise KeyboardInterrupt
+        return original(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", interrupted)
+    result = run("demo")
+    assert result.exit_code == 130
+    assert "Interrupted: no report was written." in result.stderr
+
+
 def test_without_scikit_learn_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     original = builtins.__import__
 

@@ -220,6 +220,27 @@ def test_missing_numbers_leave_gaps() -> None:
         ("ablation_curve", pruning(), {}, ValueError, r"lacks the columns \['order', 'share', 'score'\]; pass what"),
         ("ablation_curve", ablation(), {"y": "loss"}, ValueError, "y must be 'score' or 'accuracy', got 'loss'"),
         ("ablation_curve", ablation(accuracy=np.nan), {"y": "accuracy"}, ValueError, "needs a loader with labels"),
+        (
+            "ablation_curve",
+            ablation().assign(order="first"),
+            {},
+            ValueError,
+            "the order in curve must be 'most.*'first'",
+        ),
+        (
+            "ablation_curve",
+            {"a": pd.concat([ablation(), ablation(0.5)])},
+            {},
+            ValueError,
+            r"curve\['a'\] has several rows for order 'most important first', seed -1, share 0.0.*by name, as a dict",
+        ),
+        (
+            "saturation_curve",
+            pd.concat([saturation({}), saturation({})]),
+            {},
+            ValueError,
+            "curve has several rows for example 0, alpha 0.0, quantity 'output'.*of several runs",
+        ),
         ("saturation_curve", ablation(), {}, ValueError, "curve lacks the columns"),
         ("saturation_curve", saturation({}), {"example": 7}, ValueError, "example must be 0 or 1, got 7"),
         ("saturation_curve", saturation({}, 20), {"example": 20}, ValueError, "one of the 20 in the table, 0 to 19"),
@@ -243,6 +264,30 @@ def test_bad_arguments_say_what_is_wrong(
     with pytest.raises(error, match=message):
         getattr(analysis, f"plot_{name}")(table, **options)
     assert plt.get_fignums() == []
+
+
+def test_an_example_that_hardly_changes_does_not_spoil_the_picture() -> None:
+    curve = saturation({}, 3)
+    still = (curve["example"] == 2) & (curve["quantity"] == "output")
+    curve.loc[still, "value"] = [5.0, 1.0, 5.0 + 1e-9]
+    ax = plot_saturation_curve(curve)
+    assert data(ax.get_lines()[0])[1] == pytest.approx([0.0, 0.5, 1.0])  # of 0.5, 0.75 and -4e9 the one in the middle
+    low, high = ax.get_ylim()
+    assert -2.5 < low < high < 2.5
+
+
+def test_a_curve_whose_name_is_empty_is_one_of_several() -> None:
+    ax = plot_ablation_curve({"": ablation(), "other": ablation(0.5)})
+    assert labels(ax)[:2] == [" ", "other"]
+    colours = [line.get_color() for line in ax.get_lines()[:4]]
+    assert colours == [SERIES[0], SERIES[0], SERIES[1], SERIES[1]]
+
+
+def test_names_of_curves_are_one_row() -> None:
+    odd = "a\nb\t"
+    assert labels(plot_ablation_curve({odd: ablation()}))[0] == r"a\nb\t"
+    assert labels(plot_saturation_curve(saturation({odd: [1.0, 2.0, 0.0]})))[2] == r"integrand of a\nb\t"
+    assert labels(plot_pruning_curves(pruning((odd,))))[0] == r"a\nb\t"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What is drawn, read off the artists."""
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from torch import nn
 
+from conductance import analysis
 from conductance.analysis import (
     compare_measures,
     layer_importance,
@@ -23,6 +25,7 @@ from conductance.analysis import (
 )
 from conductance.analysis._drawing import NEGATIVE, NEUTRAL, POSITIVE
 from conductance.dataset_results import DatasetConductance
+from tests.analysis.curves import ablation, pruning, saturation
 from tests.analysis.results import CONV, HEADS, random_result, renamed
 
 LONG = "encoder.blocks.11.attention.output.dense5"
@@ -227,3 +230,54 @@ def test_bad_arguments_say_what_is_wrong() -> None:
         plot_measures({"measure": 1})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="top must be at least 1, got 0"):
         plot_top_units(rows(3), top=0)
+
+
+@pytest.mark.parametrize("plot", [plot_layer_bars, plot_top_units])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_is_written_where_its_bar_would_be(plot: Any, value: float) -> None:
+    table = rows(3).astype({"mean_abs": float}).assign(sum=1.0)
+    table["abs"] = table["mean_abs"] = [1.0, value, 2.0]
+    ax = plot(table)
+    ax.get_figure().canvas.draw()
+    assert [text.get_text() for text in ax.texts] == [str(value)]
+    assert ax.texts[0].xy == (0.0, 1)
+    assert [bool(np.isnan(bar.get_width())) for bar in bars(ax)[0]] == [False, True, False]
+
+
+def test_a_measure_that_is_no_number_or_huge_keeps_the_picture() -> None:
+    ax = plot_measures(pd.DataFrame({"measure": ["a", "b"], "pearson": [np.inf, 1e300]}))
+    ax.get_figure().canvas.draw()  # type: ignore[union-attr]
+    assert [text.get_text() for text in ax.texts] == ["inf", "1e+300"]
+
+
+@pytest.mark.parametrize("plot", [plot_layer_bars, plot_top_units])
+def test_a_name_is_one_row_whatever_is_in_it(plot: Any) -> None:
+    table = rows(2).assign(layer=["a\nb\tc", "d\x00"], abs=1.0, sum=1.0, group="x\ny")
+    found = [label.get_text() for label in plot(table).get_yticklabels()]
+    assert [name.split(" ")[0] for name in found] == [r"a\nb\tc", r"d\x00"]
+    assert all(name.endswith(r"(x\ny)") for name in found)
+    ax = plot_measures(pd.DataFrame({"measure": ["a\nb"], "pearson": [1.0]}))
+    assert ax.get_yticklabels()[0].get_text() == r"a\nb"
+
+
+@pytest.mark.parametrize("wrong", ["figure", "pair"])
+def test_only_axes_are_drawn_on(wrong: str) -> None:
+    ax: Any = plt.figure() if wrong == "figure" else plt.subplots()
+    kind = "Figure" if wrong == "figure" else "tuple"
+    calls: list[Callable[[], Any]] = [
+        lambda: plot_layer_bars(random_result(), ax),
+        lambda: plot_top_units(random_result(), ax),
+        lambda: plot_measures(pd.DataFrame({"measure": ["a"], "pearson": [1.0]}), ax),
+        lambda: analysis.plot_ablation_curve(ablation(), ax),
+        lambda: analysis.plot_saturation_curve(saturation({}), ax),
+        lambda: analysis.plot_pruning_curves(pruning(), ax),
+        lambda: analysis.plot_unit_map(np.ones((2, 2)), np.ones((2, 2)), ax),
+        lambda: analysis.plot_token_map(["a"], [1.0], ax),
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match=f"ax must be one matplotlib Axes, or None for a new figure, got {kind}"):
+            call()
+    with pytest.raises(ValueError, match="without a pixel; expected at least one"):
+        analysis.plot_unit_map(np.ones((0, 0)), np.ones((0, 0)))
+    with pytest.raises(TypeError, match="layers is 5; expected names of layers, or None for all"):
+        rank_units(random_result(), layers=5)  # type: ignore[arg-type]

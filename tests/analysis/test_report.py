@@ -156,6 +156,22 @@ def test_what_is_no_result_is_refused(tmp_path: Path) -> None:
         write_report(tmp_path / "report.html", "result")  # type: ignore[arg-type]
 
 
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def working(*_: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("conductance.analysis.report.layers_part", working)
+    with pytest.raises(
+        FileNotFoundError, match=r"Cannot write .*report.html: there is no folder .*none\. Create it first"
+    ):
+        write_report(tmp_path / "none" / "report.html", random_result())
+    with pytest.raises(IsADirectoryError, match=r"it is a folder. Give a file in it, such as .*report.html"):
+        write_report(tmp_path, random_result())
+    assert list(tmp_path.iterdir()) == []
+
+
 GROUPS = ["b", "a", "b", "a", "b"]
 
 

@@ -1,5 +1,6 @@
 """What the report tells of classes, ablation and saturation."""
 
+import base64
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from conductance.analysis import layer_importance, plot_ablation_curve, write_report
+import conductance as cd
+from conductance.analysis import layer_importance, plot_ablation_curve, top_unit_by_group, write_report
 from conductance.analysis._drawing import SERIES
 from conductance.analysis._pictures import _tinted, chart
 from conductance.analysis._report_curves import ablation_part, groups_part, saturation_part
@@ -73,6 +75,41 @@ def test_classes_are_those_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None
     assert groups_part(result, [CONV, DENSE], GROUPS)["words"].startswith(f"{DENSE}, 2 classes.")
 
 
+@pytest.mark.parametrize(
+    ("groups", "names"), [([(1, "a"), (2, "b")], ["(1, 'a')", "(2, 'b')"]), ([1, "1"], ["1", "1"])]
+)
+def test_classes_may_be_tuples_or_of_several_kinds(tmp_path: Path, groups: list[Any], names: list[str]) -> None:
+    page = written(tmp_path, groups=[groups[0], groups[1], groups[0], groups[1], groups[0]])
+    classes = top_unit_by_group(random_result(), DENSE, [groups[n] for n in (0, 1, 0, 1, 0)])
+    assert classes["group"].tolist() == groups
+    assert classes["examples"].tolist() == [3, 2]
+    assert [text for text in page.texts if text in names][:2] == names
+
+
+def test_of_thousands_of_classes_the_first_are_drawn() -> None:
+    result = cd.concatenate([random_result(seed) for seed in range(25)])
+    part = groups_part(result, [CONV, DENSE], list(range(125)))
+    assert part["words"].startswith(f"{DENSE}, 125 classes. The first 100 classes are drawn.")
+    image = base64.b64decode(part["chart"].light.partition(",")[2])
+    assert int.from_bytes(image[20:24], "big") < 100 * 50  # pixels high
+
+
+def test_the_picture_grows_with_the_names_of_its_curves() -> None:
+    curves = {f"a long name of a ranking, number {n}": ablation(n / 10) for n in range(20)}
+    images = [
+        base64.b64decode(ablation_part(some)["chart"].light.partition(",")[2]) for some in (curves, {"a": ablation()})
+    ]
+    many, one = (int.from_bytes(image[20:24], "big") for image in images)
+    assert many > one + 16 * 20
+    layers = {f"layer number {n}": [1.0, 2.0 + n, 0.0] for n in range(7)}
+    images = [
+        base64.b64decode(saturation_part("path", saturation(some))["chart"].light.partition(",")[2])
+        for some in (layers, {})
+    ]
+    many, one = (int.from_bytes(image[20:24], "big") for image in images)
+    assert many > one + 3 * 20
+
+
 def test_an_output_that_does_not_change_is_said() -> None:
     part = saturation_part("still", saturation({}).assign(value=1.0))
     assert part["words"] == "The output does not change along the path."
@@ -114,6 +151,8 @@ def test_names_are_escaped(tmp_path: Path, evil: str) -> None:
         ),
         ({"ablations": {"a": 3}}, TypeError, r"ablations\['a'\] must be the table that ablation_curve returns"),
         ({"ablations": {"a": saturation({})}}, ValueError, r"ablations\['a'\] lacks the columns"),
+        ({"groups": 5}, TypeError, "groups must hold one entry for each example, got int"),
+        ({"captions": 5}, TypeError, "captions must hold one entry for each example, got int"),
         ({"saturations": [1]}, TypeError, "saturations must be tables of saturation_curve by name, a dict, got list"),
         ({"saturations": {"a": saturation({}).head(0)}}, ValueError, r"saturations\['a'\] is an empty table"),
     ],

@@ -231,6 +231,13 @@ def test_points_where_most_of_the_change_is_made() -> None:
     assert np.isnan(made(2, 3, 2))
 
 
+def test_curves_of_two_runs_are_not_taken_for_one() -> None:
+    columns = {"example": 0, "alpha": [0.0, 0.5, 1.0], "quantity": "output", "layer": "", "value": [1.0, 5.0, 5.0]}
+    curve = pd.DataFrame(columns)
+    with pytest.raises(ValueError, match=r"curve has several rows for example 0, alpha 0.0.*number their examples on"):
+        saturation_point(pd.concat([curve, curve.assign(value=[0.0, 0.0, 1.0])]))
+
+
 def test_rows_in_any_order_give_the_same_points() -> None:
     model, inputs = net()
     curve = saturation_curve(model, inputs, "act", target=3, steps=9)

@@ -320,10 +320,33 @@ def test_statistics_of_another_model_do_not_merge(model: nn.Sequential) -> None:
         first.merge_state(stats_of(model, rtol=0.1))
     with pytest.raises(ValueError, match=r"baselines is 1\.0, not None"):
         first.merge_state(stats_of(model, baselines=1.0))
+    large = torch.zeros(1, 1, 3, 40)  # too many numbers to be written out
+    wide = nn.Sequential(nn.Flatten(), nn.Linear(120, 2)).double()
+    zeros, ones = (
+        cd.dataset_conductance(wide, [large.double() + 1], ["1"], target=0, baselines=one, n_steps=3)
+        for one in (large.double(), large.double() + 2)
+    )
+    with pytest.raises(ValueError, match="baselines is 'tensor of shape"):
+        zeros.merge_state(ones)
     with torch.no_grad():
         model.get_parameter("3.weight").mul_(1.001)
     with pytest.raises(ValueError, match=r"weights_fingerprint is '[0-9a-f]{16}', not '[0-9a-f]{16}'"):
         first.merge_state(stats_of(model))
+
+
+def test_statistics_with_other_arguments_do_not_merge(model: nn.Sequential) -> None:
+    def scaled(x: Tensor, scale: Any) -> Any:
+        return model(x) * scale
+
+    def stats_of(scale: Any) -> cd.DatasetConductance:
+        return cd.dataset_conductance(scaled, [X], [model[1]], target=0, additional_forward_args=scale, n_steps=3)
+
+    first = stats_of(2.0)
+    first.merge_state(stats_of(2.0))
+    with pytest.raises(ValueError, match=r"additional_forward_args is 3\.0, not 2\.0"):
+        first.merge_state(stats_of(3.0))
+    with pytest.raises(ValueError, match=r"additional_forward_args is \{'scale': 2\.0\}, not 2\.0"):
+        first.merge_state(stats_of({"scale": 2.0}))
 
 
 def test_warnings_point_at_the_call(model: nn.Sequential) -> None:

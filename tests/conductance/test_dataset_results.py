@@ -1,5 +1,9 @@
 """Statistics of a data set: against direct sums, in any split, any order of merging, and after a file."""
 
+import copy
+import pickle
+import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -195,25 +199,45 @@ def test_an_empty_one_can_be_kept_and_added_to(tmp_path: Path) -> None:
     assert stats.count == 3
 
 
-def test_damaged_files_are_refused(tmp_path: Path) -> None:
-    from conductance import _files
+def test_threads_lose_no_example() -> None:
+    stats, total = DatasetConductance(), make()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
 
+    def add() -> None:
+        for _ in range(15):
+            stats.update(total)
+            part = DatasetConductance()
+            part.update(total)
+            stats.merge_state(part)
+
+    try:
+        threads = [threading.Thread(target=add) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert stats.count == 4 * 15 * 2 * 3
+
+
+def test_copies_are_statistics_of_their_own() -> None:
+    stats = DatasetConductance({"target": "label"})
+    stats.update(make(), ["a", "b", "a"])
+    for copied in (copy.copy(stats), copy.deepcopy(stats), pickle.loads(pickle.dumps(stats))):
+        assert copied.to_dataframe().equals(stats.to_dataframe())
+        copied.merge_state(stats)
+        assert (copied.count, stats.count) == (6, 3)
+
+
+def test_groups_are_found_as_they_were_given() -> None:
     stats = DatasetConductance()
-    stats.update(make())
-    stats.save(tmp_path / "stats")
-    tensors, content = _files.read(tmp_path / "stats", "conductance.dataset_conductance", 1)
-    _files.write(
-        tmp_path / "stats", "conductance.dataset_conductance", 1, {"worst/conv": tensors["worst/conv"]}, content
-    )
-    with pytest.raises(ValueError, match="but damaged"):
-        cd.load(tmp_path / "stats")
-    tensors["total/conv"] = tensors["total/conv"][..., :2]
-    _files.write(tmp_path / "stats", "conductance.dataset_conductance", 1, tensors, content)
-    with pytest.raises(ValueError, match=r"damaged.*total has shape \(4, 2\), expected \(4, 5\)"):
-        cd.load(tmp_path / "stats")
-    make().save(tmp_path / "total")
-    with pytest.raises(ValueError, match="another kind of file"):
-        DatasetConductance.load(tmp_path / "total")
+    stats.update(make(), torch.tensor([1, 0, 1]))
+    for group in (1, torch.tensor(1), np.int64(1)):
+        assert stats.compute(group)["conv"].count == 2
+    with pytest.raises(TypeError, match="a list; expected a text"):
+        stats.compute([1])  # type: ignore[arg-type]
 
 
 def test_dataframe_has_a_row_for_each_unit_and_group() -> None:
@@ -334,12 +358,21 @@ def test_what_does_not_add_up_is_refused_and_changes_nothing() -> None:
         stats.update(replace(few, **narrow, info=fewer, settings={}), [1, 2, 1])
     with pytest.raises(ValueError, match="layer 'conv' is a Linear of 5 units, not a Conv2d of 5 units"):
         stats.update(replace(few, info=other_type, settings={}), [1, 2, 1])
+    longer = {**few.info, "conv": replace(few.info["conv"], shape=(7, 3, 5), unit_axis=1)}
+    turned = {**few.conductance, "conv": few["conv"].transpose(1, 3).contiguous()}
+    errors = {**few.unit_error, "conv": few.unit_error["conv"].repeat(1, 2)[:, :7]}
+    with pytest.raises(ValueError, match=r"of 7 units, not a Conv2d of 5 units .if its units are positions.* layers="):
+        stats.update(
+            replace(few, info=longer, conductance=turned, unit_error=errors, spread=None, settings={}), [1, 2, 1]
+        )
     with pytest.raises(ValueError, match=r"rtol is 0.5, not 0.1"):
         stats.update(replace(few, settings={"rtol": 0.5}), [1, 2, 1])
     with pytest.raises(ValueError, match="its examples have no groups, unlike those here"):
         stats.update(replace(few, settings={}))
     with pytest.raises(TypeError, match=r"must be a TotalConductance.*got dict"):
         stats.update(dict(few), [1, 2, 1])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="other is these statistics themselves, whose examples would count twice"):
+        stats.merge_state(stats)
     with pytest.raises(TypeError, match="other must be a DatasetConductance, got TotalConductance"):
         stats.merge_state(few)  # type: ignore[arg-type]
     assert stats.to_dataframe().equals(before)
@@ -364,6 +397,8 @@ def test_settings_have_to_agree() -> None:
     assert (one.count, one.interrupted, one.settings["seconds"]) == (6, True, 3.5)
     with pytest.raises(TypeError, match="not JSON"):
         DatasetConductance({"target": torch.ones(2)})
+    with pytest.raises(TypeError, match="settings must be a dict of what was run, or None, got list"):
+        DatasetConductance(["label"])  # type: ignore[arg-type]
 
 
 def test_without_a_finished_example_there_is_nothing_to_compute() -> None:
