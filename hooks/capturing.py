@@ -115,7 +115,7 @@ class capture:
             if isinstance(self._root, nn.Module) and takes_hooks(self._root):
                 handles.callback(self._root.register_forward_pre_hook(self._entered, prepend=True).remove)
             for (name, side), requests in self._requests.items():
-                handles.callback(self._register(name, side, requests).remove)
+                handles.callback(self._register(name, side, requests))
             self._handles = handles.pop_all()
         self.restart()
         return self
@@ -146,7 +146,7 @@ class capture:
         """Whether the model runs inside a backward pass, or for someone else in another thread."""
         return in_backward() or get_ident() != self._thread
 
-    def _register(self, name: str, side: Side, requests: list[HookPoint]) -> RemovableHandle:
+    def _register(self, name: str, side: Side, requests: list[HookPoint]) -> Callable[[], None]:
         def after(_module: nn.Module, _args: Any, output: Any) -> Any:
             return None if self._is_other_run() else self._tap_all((name, side), requests, output)
 
@@ -158,8 +158,8 @@ class capture:
 
         module = self._modules[name]
         if side == "in":
-            return module.register_forward_pre_hook(before, with_kwargs=True, prepend=self._prepend)
-        return module.register_forward_hook(after, prepend=self._prepend)
+            return module.register_forward_pre_hook(before, with_kwargs=True, prepend=self._prepend).remove
+        return module.register_forward_hook(after, prepend=self._prepend).remove
 
     def _tap_all(self, key: tuple[str, Side], requests: list[HookPoint], tree: Any) -> Any:
         """Tap what the requests mean in one call; the changed tree where a copy goes on, else None."""
