@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from conductance._outputs import chosen
+from conductance.hooks import usable_by_autograd
 from conductance.loaders import Batch, batches, called, device_of
 
 #: Step size of Adam.
@@ -62,7 +63,7 @@ def trained(model: nn.Module, train: Iterable[Any], epochs: int) -> None:
     optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE)
     for _ in range(epochs):
         for batch in batches(_shuffled(train), device_of(model)):
-            inputs = batch.inputs
+            inputs = usable_by_autograd(batch.inputs)
             with torch.enable_grad():
                 output = model(**inputs) if isinstance(inputs, Mapping) else model(*_positional(inputs))
                 logits = chosen(output)
@@ -81,6 +82,12 @@ def class_labels(batch: Batch, logits: Tensor, name: str) -> Tensor:
         raise ValueError(
             f"{name}: accuracy and cross entropy need an output (examples, classes) and one class for each example, "
             f"got {tuple(logits.shape)} and labels {tuple(labels.shape)} of {labels.dtype}"
+        )
+    wrong = labels[(labels < 0) | (labels >= logits.shape[1])]
+    if len(wrong):
+        raise ValueError(
+            f"{name}: label {int(wrong[0])} is none of the {logits.shape[1]} classes of the output (0 to "
+            f"{logits.shape[1] - 1}); leave out examples without a label, and give a model of one logit two"
         )
     return labels.long()
 
