@@ -56,7 +56,8 @@ class CurveSets:
         checked_ranking(ranking, units, whole=True)
         rows = ranked_units(ranking, units)
         total = len(rows)
-        orders = [(FIRST, -1), (LAST, -1), *((RANDOM, seed + number) for number in range(random))]
+        check_count("seed", seed, 0)
+        orders = [(FIRST, -1), (LAST, -1), *((RANDOM, int(seed) + number) for number in range(random))]
         places = [torch.arange(total), torch.arange(total).flip(0)]
         for _, one in orders[2:]:
             places.append(torch.randperm(total, generator=torch.Generator().manual_seed(one)))
@@ -125,6 +126,8 @@ def wanted_units(units: Any, layers: Mapping[str, LayerInfo]) -> dict[str, Tenso
             names = ", ".join(map(repr, layers))
             raise ValueError(f"units is a list, but there are several layers ({names}); give a dict by layer")
         units = dict.fromkeys(layers, units)
+    if not units:
+        raise ValueError("units is an empty dict; give numbers of units by layer, or None for all units of all layers")
     for name in units:
         if name not in layers:
             raise UnknownLayerError(name, layers)

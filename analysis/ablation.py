@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from conductance._outputs import chosen
+from conductance._outputs import classes_of, everything
 from conductance.analysis._ablation_sets import FIRST as FIRST
 from conductance.analysis._ablation_sets import LAST as LAST
 from conductance.analysis._ablation_sets import CurveSets, SingleUnits, check_count, wanted_units
 from conductance.analysis._rankings import ranked_layers
+from conductance.analysis._values import check_table
 from conductance.baselines import Baseline
 from conductance.errors import UnknownLayerError, check_choice
 from conductance.hooks import LayerSpec
@@ -134,9 +135,10 @@ def baseline_values(
     >>> bool((values["0"] == model[0].bias).all())
     True
     """
-    only = (tuple(inputs),) if isinstance(inputs, tuple | list) else inputs
+    # alone in a tuple nothing of a dict is taken for labels
+    only = (tuple(inputs) if isinstance(inputs, list) else inputs,)
     with interventions(
-        model, [only], layers, target=_everything,
+        model, [only], layers, target=everything,
         baselines=baselines, path_from=path_from, internal_batch_size=internal_batch_size,
     ) as (runner, each):  # fmt: skip
         batch, _ = next(each)
@@ -268,9 +270,9 @@ def ablation_curve(
     pandas.DataFrame
         Columns ``order`` ("most important first", "least important first", "random"), ``seed`` (of a random order,
         else −1), ``ablated`` (units held), ``share`` of all units, ``score`` (mean of the target over all examples)
-        and ``accuracy`` (share of examples whose largest output is the label; NaN without labels). With no units held
-        it is the model as it is. ``attrs`` has ``examples``, ``units``, ``value`` and ``area``: by order, the mean
-        area below score and accuracy (see `curve_area`).
+        and ``accuracy`` (share of examples whose largest output is the label; NaN without labels or several classes).
+        With no units held it is the model as it is. ``attrs`` has ``examples``, ``units``, ``value`` and ``area``: by
+        order, the mean area below score and accuracy (see `curve_area`).
 
     Raises
     ------
@@ -337,8 +339,10 @@ def curve_area(curve: "pd.DataFrame") -> "pd.DataFrame":
 
     Raises
     ------
+    TypeError
+        If it is no table.
     ValueError
-        If the table lacks a column.
+        If the table lacks a column, has no rows, or has several curves of one order and seed.
 
     Examples
     --------
@@ -351,11 +355,15 @@ def curve_area(curve: "pd.DataFrame") -> "pd.DataFrame":
     """
     import pandas as pd
 
-    missing = [name for name in ("order", "seed", "share", "score", "accuracy") if name not in curve]
-    if missing:
-        raise ValueError(f"curve has no column {missing[0]!r}; expected the table that ablation_curve returned")
+    check_table(curve, ("order", "seed", "share", "score", "accuracy"), "curve", "ablation_curve")
     rows = []
-    for (order, seed), part in curve.groupby(["order", "seed"], sort=False):
+    for (order, seed), part in curve.groupby(["order", "seed"], sort=False, dropna=False):
+        if part["share"].duplicated().any():
+            raise ValueError(
+                f"curve has the order {order!r} of seed {seed} more than once for one share of units: the tables of "
+                "several rankings in one? Give one ranking's at a time, as by groupby"
+            )
+        part = part.sort_values("share")
         shares = torch.tensor(part["share"].to_numpy(float))
         areas = {
             name: float(torch.trapezoid(torch.tensor(part[name].to_numpy(float)), shares))
@@ -371,17 +379,12 @@ def _score_and_accuracy(function: TargetFunction, batch: Batch) -> Reading:
     def reading(output: Any, rows: Tensor) -> Tensor:
         score = function(output, rows)
         right = torch.full_like(score, torch.nan)
-        scores = None if labels is None or labels.dim() != 1 or labels.is_floating_point() else chosen(output)
-        if labels is not None and scores is not None and scores.dim() == 2:
+        scores = None if labels is None or labels.dim() != 1 or labels.is_floating_point() else classes_of(output)
+        if labels is not None and scores is not None:
             right = (scores.argmax(1) == labels[rows.to(labels.device)].to(scores.device)).to(score)
         return torch.stack([score, right], 1)
 
     return reading
-
-
-def _everything(output: Any) -> Tensor:
-    """A target that depends on all of the output, for what depends on none."""
-    return chosen(output).flatten(1).sum(1) if chosen(output).dim() > 1 else chosen(output)
 
 
 def _bar(progress: bool, text: str) -> Any:
