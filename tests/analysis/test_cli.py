@@ -203,7 +203,9 @@ def test_training_repeats_and_leaves_the_random_state() -> None:
 
 
 def test_the_code_that_the_report_shows_runs() -> None:
-    names: dict[str, Any] = {"model": digits.digit_net().eval(), "test_images": digits.load_digits().test_images}
+    data = digits.load_digits()
+    names: dict[str, Any] = {"test_images": data.test_images[:60], "test_labels": data.test_labels[:60]}
+    names["model"] = digits.digit_net().eval()
     exec(demo.CALL.format(count=2, rtol=0.1, **demo.ASKED), names)
     assert len(names["total"].status) == 2
     assert names["total"].settings["rtol"] == 0.1
@@ -211,6 +213,8 @@ def test_the_code_that_the_report_shows_runs() -> None:
     assert names["flow"].batch == len(names["of_digit"]) >= 1
     assert names["flow"].settings["rtol"] == names["pixels"].settings["rtol"] == 0.1
     assert len(names["pixels"].neurons) == demo.FED
+    assert names["curve"]["score"].nunique() > 2
+    assert set(names["path"]["layer"]) == {"", *demo.FLOWING}
 
 
 def test_digits_are_split_by_the_seed() -> None:

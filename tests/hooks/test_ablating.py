@@ -183,11 +183,13 @@ def test_unit_axis_is_that_of_the_producer_or_an_error() -> None:
     model[2].register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
     with ablate(model, {"1": [3]}, value=9.0):
         model(x)
+        handle = model[0].register_forward_hook(lambda _module, _args, output: output * 1)
         with (
             torch.no_grad(),
             pytest.raises(ValueError, match=r"axis of '1', \(4, 5, 6\), .* HookPoint\('1', unit_axis=1\)"),
         ):
             model(x)
+        handle.remove()
     assert (seen[0][:, 3] == 9).all()
     row = next(info for info in hooks.list_points(model, x) if info.name == "1")
     for key in (HookPoint("1", unit_axis=1), HookPoint("1", unit_axis=-2), row):
