@@ -150,8 +150,9 @@ class capture:
         def after(_module: nn.Module, _args: Any, output: Any) -> Any:
             return None if self._is_other_run() else self._tap_all((name, side), requests, output)
 
-        def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if self._is_other_run():
+        # another thread may meet the hook before torch has noted that it takes keywords
+        def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
+            if self._is_other_run() or kwargs is None:
                 return None
             changed = self._tap_all((name, side), requests, inputs_tree(args, kwargs))
             return None if changed is None else inputs_again(changed, args)

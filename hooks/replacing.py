@@ -63,7 +63,8 @@ class substitute(capture):
         if side == "in":
             return super()._register(name, side, requests)
 
-        def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # another thread may meet the hook before torch has noted that it takes keywords
+        def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
             if not self._is_other_run():
                 self._given[name] = {id(tensor): _version(tensor) for _, tensor in tensors((args, kwargs))}
 

@@ -1,6 +1,7 @@
 """Units are held wherever they occur: in modules that work in place, and in those that checkpointing runs again."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 
 import pytest
@@ -165,3 +166,14 @@ def test_layer_that_does_not_run_is_told() -> None:
             model(torch.randn(2, 3, 4))
     with ablate(model, {"self_attn.out_proj": [0]}):
         pass
+
+
+def test_another_thread_may_meet_a_hook_before_it_takes_keywords() -> None:
+    model, x = InPlace(skip=True).double(), made()
+    with substitute(model, ["act", "head:in"], lambda _point, tensor: torch.zeros_like(tensor)):
+        expected = model(x)
+        hooks = [*model.act._forward_pre_hooks.values(), *model.head._forward_pre_hooks.values()]
+        assert len(hooks) == 2
+        with ThreadPoolExecutor(1) as pool:
+            assert [pool.submit(hook, model.act, (x,)).result() for hook in hooks] == [None, None]
+        assert torch.equal(model(x), expected)
