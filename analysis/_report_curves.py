@@ -14,6 +14,7 @@ from conductance.analysis.plot_saturation import plot_saturation_curve
 from conductance.analysis.plots import plot_layer_bars
 from conductance.analysis.ranking import layer_importance
 from conductance.analysis.saturation import COLUMNS, saturation_point
+from conductance.dataset_results import DatasetConductance
 from conductance.results import TotalConductance
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def check_curves(ablations: Any, saturations: Any) -> None:
             check_table(table, columns, f"{argument}[{title!r}]", maker)
 
 
-def groups_part(result: TotalConductance, layers: Sequence[str], groups: Sequence[Any]) -> dict[str, Any]:
+def groups_part(result: TotalConductance | DatasetConductance, layers: Sequence[str], groups: Any) -> dict[str, Any]:
     """Gather the bars of layers class by class, and what they say; the last layers if there is not room for all."""
     table = layer_importance(result, groups=groups)
     count = table["group"].nunique()

@@ -12,6 +12,7 @@ from conductance.analysis._values import as_floats
 from conductance.analysis.plots import plot_layer_bars, plot_top_units
 from conductance.analysis.ranking import layer_importance, rank_units
 from conductance.analysis.responses import top_unit_by_group
+from conductance.dataset_results import DatasetConductance
 from conductance.flow_results import ConductanceFlow
 from conductance.results import TotalConductance
 
@@ -22,20 +23,18 @@ if TYPE_CHECKING:
 _DRAWN, _EXAMPLES, _OF_CLASS = 3, 5, 3
 
 
-def facts_of(result: TotalConductance | ConductanceFlow, left_out: int) -> dict[str, str]:
+def facts_of(result: TotalConductance | ConductanceFlow | DatasetConductance, left_out: int) -> dict[str, str]:
     """Say what the result knows about itself."""
-    settings, evaluations = result.settings, result.evaluations
-    counts = Counter(status for status in result.status if status != "ok")
-    other = "".join(f", {count} {status}" for status, count in counts.items())
-    errors = np.concatenate([as_floats(error) for error in result.error.values()])
-    known = errors[~np.isnan(errors)]
+    settings = result.settings
     rtol, steps, seconds = settings.get("rtol"), settings.get("n_steps"), settings.get("seconds")
+    examples, converged, counts, largest, evaluations = _run(result)
+    other = "".join(f", {count} {status}" for status, count in counts.items())
     facts = {
-        "Examples explained": f"{len(result.status)}",
+        "Examples explained": f"{examples}",
         "Tolerance asked": f"{rtol:g}" if isinstance(rtol, float) else f"none, {steps} evaluations",
-        "Largest estimated error": f"{known.max():.2g}" if len(known) else "–",
-        "Converged": f"{int(result.converged.sum())} of {len(result.status)}{other}",
-        "Evaluations for each": f"median {int(evaluations.median())}, at most {int(evaluations.max())}",
+        "Largest estimated error": "–" if math.isnan(largest) else f"{largest:.2g}",
+        "Converged": f"{converged} of {examples}{other}",
+        "Evaluations for each": evaluations,
     }
     if left_out:
         facts["Left out of all tables"] = f"{left_out} unfinished"
@@ -44,7 +43,25 @@ def facts_of(result: TotalConductance | ConductanceFlow, left_out: int) -> dict[
     return facts
 
 
-def layers_part(result: TotalConductance) -> dict[str, Any]:
+def _run(
+    result: TotalConductance | ConductanceFlow | DatasetConductance,
+) -> tuple[int, int, dict[str, int], float, str]:
+    """Examples, those that converged, the others by status, the largest error, and evaluations for each."""
+    if isinstance(result, DatasetConductance):
+        counts = result.unconverged | ({"left out": result.left_out} if result.left_out else {})
+        converged = result.count - sum(result.unconverged.values())
+        largest = max(layer.relative_error for layer in result.compute().values())
+        examples = result.count + result.left_out
+        return examples, converged, counts, largest, f"mean {result.evaluations / examples:.0f}"
+    found = Counter(status for status in result.status if status != "ok")
+    errors = np.concatenate([as_floats(error) for error in result.error.values()])
+    known = errors[~np.isnan(errors)]
+    evaluations = f"median {int(result.evaluations.median())}, at most {int(result.evaluations.max())}"
+    largest = float(known.max()) if len(known) else float("nan")
+    return len(result.status), int(result.converged.sum()), dict(found), largest, evaluations
+
+
+def layers_part(result: TotalConductance | DatasetConductance) -> dict[str, Any]:
     """Gather the table and the chart of all layers."""
     table = layer_importance(result)
     rows = [
@@ -65,7 +82,9 @@ def layers_part(result: TotalConductance) -> dict[str, Any]:
     return {"rows": rows, "chart": chart(lambda ax: plot_layer_bars(table, ax), BARS + BAR * len(table))}
 
 
-def units_part(result: TotalConductance, layer: str, top: int, images: Any, captions: Sequence[str]) -> dict[str, Any]:
+def units_part(
+    result: TotalConductance | DatasetConductance, layer: str, top: int, images: Any, captions: Sequence[str]
+) -> dict[str, Any]:
     """Gather what is shown of one layer's units."""
     units = rank_units(result, top=top, layers=layer)
     rows = [
@@ -79,7 +98,7 @@ def units_part(result: TotalConductance, layer: str, top: int, images: Any, capt
         for row in units.to_dict("records")
     ]
     maps: dict[int, list[MapPicture]] = {}
-    if images is not None and _has_maps(result, layer):
+    if images is not None and isinstance(result, TotalConductance) and _has_maps(result, layer):
         for unit in units["unit"].head(_DRAWN).tolist():
             maps[unit] = map_pictures(result, layer, unit, images=images, captions=captions, top=_EXAMPLES)
     info = result.info[layer]
@@ -93,14 +112,17 @@ def units_part(result: TotalConductance, layer: str, top: int, images: Any, capt
 
 
 def classes_part(
-    result: TotalConductance, layer: str, groups: Sequence[Any], images: Any, captions: Sequence[str]
+    result: TotalConductance | DatasetConductance, layer: str, groups: Any, images: Any, captions: Sequence[str]
 ) -> list[dict[Hashable, Any]]:
     """Gather the top unit of each class, with the examples of that class that drive it most."""
     rows = []
     for row in top_unit_by_group(result, layer, groups).to_dict("records"):
-        members = np.flatnonzero(np.asarray(groups) == row["group"]).tolist()
         pictures: list[MapPicture] = []
-        if images is not None and _has_maps(result, layer):
+        if row["mean"] <= 0:
+            rows.append({**row, "unit": "none", "mean": "–", "share": "–", "maps": pictures})
+            continue
+        if images is not None and isinstance(result, TotalConductance) and _has_maps(result, layer):
+            members = np.flatnonzero(np.asarray(groups) == row["group"]).tolist()
             pictures = map_pictures(
                 result.select(members),
                 layer,

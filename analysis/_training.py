@@ -83,12 +83,15 @@ def class_labels(batch: Batch, logits: Tensor, name: str) -> Tensor:
             f"{name}: accuracy and cross entropy need an output (examples, classes) and one class for each example, "
             f"got {tuple(logits.shape)} and labels {tuple(labels.shape)} of {labels.dtype}"
         )
-    wrong = labels[(labels < 0) | (labels >= logits.shape[1])]
-    if len(wrong):
+    lowest, highest, classes = int(labels.min()), int(labels.max()), logits.shape[1]
+    if classes == 1:
         raise ValueError(
-            f"{name}: label {int(wrong[0])} is none of the {logits.shape[1]} classes of the output (0 to "
-            f"{logits.shape[1] - 1}); leave out examples without a label, and give a model of one logit two"
+            f"{name}: accuracy and cross entropy need a logit for each class, got one: give a model whose output is "
+            "torch.cat([torch.zeros_like(logit), logit], 1)"
         )
+    if lowest < 0 or highest >= classes:
+        wrong = lowest if lowest < 0 else highest
+        raise ValueError(f"{name}: label {wrong} is none of the {classes} classes of the output, 0 … {classes - 1}")
     return labels.long()
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from conductance._outputs import classes_of, everything
+from conductance._result_layers import counted
 from conductance.analysis._ablation_sets import FIRST as FIRST
 from conductance.analysis._ablation_sets import LAST as LAST
 from conductance.analysis._ablation_sets import CurveSets, SingleUnits, check_count, wanted_units
@@ -72,8 +73,8 @@ class UnitEffects(Mapping[str, Tensor]):
 
     def __repr__(self) -> str:
         """Layers and sizes."""
-        layers = ", ".join(f"{name}: {len(units)} units" for name, units in self.units.items())
-        return f"UnitEffects({len(self.output)} examples, held at {self.value}, {layers})"
+        layers = ", ".join(f"{name}: {counted(len(units), 'unit')}" for name, units in self.units.items())
+        return f"UnitEffects({counted(len(self.output), 'example')}, held at {self.value}, {layers})"
 
     def to_dataframe(self) -> "pd.DataFrame":
         """One row a layer, unit and example: columns ``layer``, ``unit``, ``example``, ``effect``."""
@@ -270,9 +271,9 @@ def ablation_curve(
     pandas.DataFrame
         Columns ``order`` ("most important first", "least important first", "random"), ``seed`` (of a random order,
         else −1), ``ablated`` (units held), ``share`` of all units, ``score`` (mean of the target over all examples)
-        and ``accuracy`` (share of examples whose largest output is the label; NaN without labels or several classes).
-        With no units held it is the model as it is. ``attrs`` has ``examples``, ``units``, ``value`` and ``area``: by
-        order, the mean area below score and accuracy (see `curve_area`).
+        and ``accuracy`` (share of examples whose largest output is the label; NaN without labels, or with one output
+        alone). With no units held it is the model as it is. ``attrs`` has ``examples``, ``units``, ``value`` and
+        ``area``: by order, the mean area below score and accuracy (see `curve_area`).
 
     Raises
     ------

@@ -48,7 +48,8 @@ def plot_ablation_curve(
         The table of `ablation_curve`; or several by name, to be compared: each has a colour, its least important units
         first are dashed.
     ax
-        Where to draw; None makes a figure.
+        Where to draw; None makes a figure with room for the legend below, as your own has with
+        ``layout="constrained"``.
     y
         The column drawn: ``score``, the mean target, or ``accuracy``.
 
@@ -105,7 +106,8 @@ def plot_pruning_curves(
         The table of `pruning_experiment`. Where it has several of ``value`` (what pruned units are held at), each
         criterion has a curve for each.
     ax
-        Where to draw; None makes a figure.
+        Where to draw; None makes a figure with room for the legend below, as your own has with
+        ``layout="constrained"``.
     y
         The column drawn: ``accuracy`` or ``loss``.
 

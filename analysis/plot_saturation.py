@@ -53,7 +53,8 @@ def plot_saturation_curve(
     curve
         The table of `saturation_curve`.
     ax
-        Where to draw; None makes a figure.
+        Where to draw; None makes a figure with room for the legend below, as your own has with
+        ``layout="constrained"``.
     example
         Its number; None draws the mean over all, and for the output a band that holds the middle four fifths.
     layers

@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 #: Inches: width of a new figure, height of a row, and height at most, whatever the number of rows.
 _WIDTH, _ROW, _TALLEST = 7.0, 0.28, 18.0
 
+#: Which way the columns of `compare_measures` are read that are no correlations.
+_BETTER = {
+    **dict.fromkeys(("area_first", "accuracy_first", "seconds"), " (less is better)"),
+    **dict.fromkeys(("area_last", "accuracy_last"), " (more is better)"),
+}
+
 
 def plot_layer_bars(layers: "Results | pd.DataFrame", ax: "Axes | None" = None) -> "Axes":
     """Draw for each layer its mean ``Σ|C|`` (wide, grey) and its mean sum ``Σ C`` (narrow, coloured).
@@ -40,8 +46,8 @@ def plot_layer_bars(layers: "Results | pd.DataFrame", ax: "Axes | None" = None) 
         What `layer_importance` takes, or the table that it makes of it. With a column ``group`` the groups of a layer
         stand one below the other.
     ax
-        Where to draw; None makes a figure whose layout leaves room for long names. Where there is no room for all
-        names, every n-th is written.
+        Where to draw; None makes a figure whose layout leaves room for long names and the legend below, as your own
+        does with ``layout="constrained"``. Where there is no room for all names, every n-th is written.
 
     Returns
     -------
@@ -83,7 +89,8 @@ def plot_top_units(units: "Results | pd.DataFrame", ax: "Axes | None" = None, *,
         What `rank_units` takes, of which the first 20 are drawn, or the table that it makes; with a column ``group``
         a unit is named with its group.
     ax
-        Where to draw; None makes a figure whose layout leaves room for long names.
+        Where to draw; None makes a figure whose layout leaves room for long names and the legend below, as your own
+        does with ``layout="constrained"``.
     top
         Rows that are drawn at most, at least 1: the first of the table. How many there are, and which share of their
         ``mean_abs`` is drawn, stands below.
@@ -130,7 +137,8 @@ def plot_measures(table: "pd.DataFrame", ax: "Axes | None" = None, *, by: str = 
     ax
         Where to draw; None makes a figure.
     by
-        The column drawn, such as ``pearson``, ``spearman`` or ``unit_pearson``.
+        The column drawn, such as ``pearson``, ``spearman``, ``unit_pearson`` or ``area_first``; where more is not
+        better, the label says so.
 
     Returns
     -------
@@ -169,7 +177,8 @@ def plot_measures(table: "pd.DataFrame", ax: "Axes | None" = None, *, by: str = 
     _name_rows(ax, [str(name) for name in mean.index])
     ax.axvline(0.0, color=FAINT, linewidth=0.8)
     ax.margins(x=0.12)
-    ax.set_xlabel(by if table.groupby("measure").size().max() == 1 else f"{by}, mean and range", loc="right")
+    several = ", mean and range" if table.groupby("measure").size().max() > 1 else ""
+    ax.set_xlabel(f"{by}{several}{_BETTER.get(by, '')}", loc="right")
     return ax
 
 

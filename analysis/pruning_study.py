@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from conductance.analysis._training import Score, score, seeded, trained
 from conductance.analysis.measures import MEASURES, unit_scores
-from conductance.analysis.pruning import prune_units
+from conductance.analysis.pruning import PrunedUnits, prune_units
 from conductance.baselines import Baseline
 from conductance.errors import check_choice
 from conductance.hooks import LayerSpec
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 Criterion: TypeAlias = "str | pd.DataFrame | Callable[[nn.Module, Iterable[Any], LayerSpec], pd.DataFrame]"
 FineTune: TypeAlias = int | Callable[[nn.Module, Iterable[Any]], Any] | None
 VALUES = ("zero", "baseline")
+#: Measures that take many passes.
+_LONG = ("conductance", "internal_influence")
 
 
 def pruning_experiment(
@@ -43,12 +45,13 @@ def pruning_experiment(
     layers: LayerSpec,
     *,
     criteria: Sequence[str] | Mapping[str, Criterion] = ("conductance", "weight_magnitude", "random"),
-    amounts: Sequence[float] = (0.2, 0.4, 0.6, 0.8),
+    amounts: Sequence[float] = (0.0, 0.2, 0.4, 0.6, 0.8),
     seeds: Sequence[int] = (0,),
     value: Literal["zero", "baseline"] | Sequence[str] = "zero",
     target: Target | str = "label",
     baselines: Baseline | list[Any] = None,
     path_from: LayerSpec = None,
+    rtol: float | None = None,
     fine_tune: FineTune = None,
     progress: bool = False,
 ) -> pd.DataFrame:
@@ -67,13 +70,15 @@ def pruning_experiment(
         Measures by name (`MEASURES`), or by a name of your own a measure, a ranking with columns ``layer`` and ``unit``
         (most important first), or a function of ``(model, train, layers)`` that gives one.
     amounts
-        Shares of each layer's units, 0 to 1; 0 is the model as it is.
+        Shares of each layer's units, 0 to 1; 0 is the model as it is, which the others are compared with.
     seeds
         One run each: of the model, if it is a function; of ``"random"``; of the order of batches in training.
     value
         ``"zero"``, ``"baseline"`` (as for `prune_units`), or both.
     target, baselines, path_from
         What criteria explain, and from where, as for `unit_scores`; the last two also for the baseline constants.
+    rtol
+        Tolerance of conductance as a criterion, as for `unit_scores`: a loose one may rank as well in less time.
     fine_tune
         Train each pruned copy: a number of passes over ``train`` (Adam, cross entropy), or a function of
         ``(model, train)`` that trains it in place. Masks stay in force.
@@ -91,7 +96,7 @@ def pruning_experiment(
     ValueError, TypeError
         If an argument cannot be used, a loader is empty or without labels.
     ValueError, TypeError, KeyError, ConductanceError
-        As for `unit_scores` and `prune_units`.
+        As for `unit_scores` and `prune_units`. What a model cannot do is looked for in one batch, before the long work.
 
     Examples
     --------
@@ -109,13 +114,15 @@ def pruning_experiment(
     from tqdm.auto import tqdm
 
     rankings = _criteria(criteria)
-    study = _Study(model, train, test, layers, target, baselines, path_from, fine_tune)
+    study = _Study(model, train, test, layers, target, baselines, path_from, rtol, fine_tune)
     study.check()
     amounts, seeds, values = _amounts(amounts), _seeds(seeds), _values(value)
     rows: list[dict[str, Any]] = []
     with tqdm(total=len(seeds) * len(rankings) * len(values) * len(amounts), unit="model", disable=not progress) as bar:
-        for seed in seeds:
+        for number, seed in enumerate(seeds):
             whole = study.model_of(seed)
+            if not number:
+                study.try_out(whole, rankings, max(amounts), values)
             for name, criterion in rankings.items():
                 ranking = study.ranking(whole, criterion, seed)
                 for each, amount in product(values, amounts):
@@ -137,6 +144,7 @@ class _Study:
     target: Target | str
     baselines: Baseline | list[Any]
     path_from: LayerSpec
+    rtol: float | None
     fine_tune: FineTune
 
     def check(self) -> None:
@@ -162,11 +170,28 @@ class _Study:
             raise TypeError(f"model({seed}) must give a torch.nn.Module, got {type(model).__name__}")
         return model.eval()
 
+    def try_out(
+        self, model: nn.Module, criteria: Mapping[str, Criterion], amount: float, values: Sequence[str]
+    ) -> None:
+        """Meet on one batch what the model cannot do: its scores, masks on the layers, measures that take one pass."""
+        with seeded(0):
+            score(model, [next(iter(self.test))])
+            once = replace(self, train=[next(iter(self.train))])
+            measures = [each for each in criteria.values() if isinstance(each, str)]
+            for measure in dict.fromkeys(measures):
+                if measure not in _LONG:
+                    once.ranking(model, measure, 0)
+            tables = [each for each in criteria.values() if not isinstance(each, str) and not callable(each)]
+            if measures:
+                tables.append(once.ranking(model, "random", 0))
+            for table, value in product(tables, values):
+                once.masked(_copied(model), table, amount, value)
+
     def ranking(self, model: nn.Module, criterion: Criterion, seed: int) -> pd.DataFrame:
         """Units by a criterion; a function gets a copy of the model."""
         with seeded(seed):
             if isinstance(criterion, str):
-                return unit_scores(model, self.train, self.layers, criterion, target=self.target,
+                return unit_scores(model, self.train, self.layers, criterion, target=self.target, rtol=self.rtol,
                                    baselines=self.baselines, path_from=self.path_from, seed=seed)  # fmt: skip
             return criterion(_copied(model), self.train, self.layers) if callable(criterion) else criterion
 
@@ -176,10 +201,7 @@ class _Study:
         """Whether it was trained, how many units were pruned, and how well the copy does."""
         with torch.inference_mode(False), seeded(seed):
             model = _copied(whole)
-            inputs = self._first("train", self.train, device_of(model))
-            found = prune_units(model, ranking, amount=amount, value=value, inputs=inputs,
-                                baselines=self.baselines, path_from=self.path_from)  # fmt: skip
-            units = sum(map(len, found.units.values()))
+            units = sum(map(len, self.masked(model, ranking, amount, value).units.values()))
             rows = [(False, units, score(model, self.test))]
             if self.fine_tune is None:
                 return rows
@@ -189,6 +211,12 @@ class _Study:
             else:
                 trained(model, self.train, self.fine_tune)
             return [*rows, (True, units, score(model.eval(), self.test))]
+
+    def masked(self, model: nn.Module, ranking: pd.DataFrame, amount: float, value: Any) -> PrunedUnits:
+        """Mask the last units of each layer."""
+        inputs = self._first("train", self.train, device_of(model))
+        return prune_units(model, ranking, amount=amount, value=value, inputs=inputs,
+                           baselines=self.baselines, path_from=self.path_from)  # fmt: skip
 
     @staticmethod
     def _first(name: str, loader: Any, device: Any = None) -> Any:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from conductance.analysis._report_curves import ablation_part, check_curves, groups_part, saturation_part
 from conductance.analysis._report_flows import check_flows, check_neurons, flow_part, pixels_part
 from conductance.analysis._report_parts import classes_part, facts_of, layers_part, units_part
-from conductance.analysis._values import check_top, unit_values
+from conductance.analysis._values import check_top, statistics, unit_values
 from conductance.analysis.ranking import chosen_layers
+from conductance.dataset_results import DatasetConductance
 from conductance.flow_results import ConductanceFlow
 from conductance.neuron_results import NeuronConductance
 from conductance.results import TotalConductance
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 def write_report(
     path: str | Path,
-    result: TotalConductance,
+    result: TotalConductance | DatasetConductance,
     *,
     title: str = "Conductance report",
     facts: Mapping[str, str] | None = None,
@@ -32,7 +33,7 @@ def write_report(
     top: int = 8,
     images: Any = None,
     captions: Sequence[str] | None = None,
-    groups: Sequence[int] | Sequence[str] | None = None,
+    groups: Sequence[int] | Sequence[str] | bool | None = None,
     flows: Mapping[str, ConductanceFlow] | None = None,
     neurons: Mapping[int, NeuronConductance] | None = None,
     ablations: "Mapping[str, pd.DataFrame] | None" = None,
@@ -47,7 +48,8 @@ def write_report(
     path
         The file; its folder has to exist. A file that is there is replaced.
     result
-        What `conductance.total_conductance` returned.
+        What `conductance.total_conductance` or `conductance.dataset_conductance` returned. Statistics of a data set
+        hold no single examples, so that there are no maps of these.
     title
         Heading of the report.
     facts
@@ -62,8 +64,8 @@ def write_report(
     captions
         Text for each example; None is its number.
     groups
-        The class of each example: adds the layers class by class, and the top unit of each class, in the last of
-        ``layers``.
+        The class of each example, or True for the groups of a data set's statistics: adds the layers class by class,
+        and the top unit of each class, in the last of ``layers``.
     flows
         Of the same model: a title and what `conductance.conductance_flow` returned, each drawn as the mean over its
         examples, with its strongest paths.
@@ -88,7 +90,8 @@ def write_report(
     Raises
     ------
     TypeError
-        If ``result`` is not a result, ``top`` not a whole number, or ``flows``, ``neurons``,
+        If ``result`` is not a result, ``top`` not a whole number, ``images``, ``captions`` or ``groups`` of single
+        examples are given for statistics of a data set, or ``flows``, ``neurons``,
         ``ablations`` or ``saturations`` hold something else.
     ValueError
         If ``layers`` is empty, ``top`` below 1, no example is finished, ``images``, ``captions`` or ``groups`` do
@@ -113,19 +116,20 @@ def write_report(
     """
     from tqdm.auto import tqdm
 
-    found = unit_values(result)
+    left_out = _checked(result, groups)
     check_top(top)
+    if not Path(path).parent.is_dir():
+        msg = f"Cannot write {path}: there is no folder {Path(path).parent}. Create it first."
+        raise FileNotFoundError(msg)
     names = chosen_layers(result, layers)
-    captions = [f"example {number}" for number in range(len(result.status))] if captions is None else captions
-    for argument, value in (("images", images), ("captions", captions), ("groups", groups)):
-        _check_length(argument, value, len(result.status))
+    captions = _captions(result, images, captions, groups)
     flows, neurons = flows or {}, neurons or {}
     check_flows(flows)
     check_neurons(neurons, images)
     ablations, saturations = ({} if curves is None else curves for curves in (ablations, saturations))
     check_curves(ablations, saturations)
     page: dict[str, Any] = {"title": title, "code": code, "ranked": names[-1], "classes": [], "grouped": None}
-    page["facts"] = {**(facts or {}), **facts_of(result, found.left_out)}
+    page["facts"] = {**(facts or {}), **facts_of(result, left_out)}
     with tqdm(total=len(names) + len(flows) + 4, desc="report", unit="part", disable=not progress) as bar:
         page["layers"] = layers_part(result)
         bar.update()
@@ -133,7 +137,7 @@ def write_report(
         for name in names:
             page["units"].append(units_part(result, name, top, images, captions))
             bar.update()
-        if groups is not None:
+        if groups is not None and groups is not False:
             page["grouped"] = groups_part(result, names, groups)
             page["classes"] = classes_part(result, names[-1], groups, images, captions)
         bar.update()
@@ -147,6 +151,33 @@ def write_report(
             page["flows"].append(flow_part(heading, flow))
             bar.update()
     return _written(Path(path), _rendered(page))
+
+
+def _checked(result: Any, groups: Any) -> int:
+    """Refuse what is no result, or has no finished example; the number of those left out."""
+    if isinstance(result, DatasetConductance):
+        return statistics(result, groups).left_out
+    return unit_values(result).left_out
+
+
+def _captions(result: Any, images: Any, captions: Any, groups: Any) -> Sequence[str]:
+    """A text for each example, of which everything that is given has to have one entry; none for a data set."""
+    if isinstance(result, DatasetConductance):
+        for argument, value in (("images", images), ("captions", captions)):
+            if value is not None:
+                msg = (
+                    f"{argument} are of single examples, which a DatasetConductance does not hold: give the "
+                    "TotalConductance of some of them."
+                )
+                raise TypeError(msg)
+        return []
+    texts = [f"example {number}" for number in range(len(result.status))] if captions is None else captions
+    if isinstance(groups, bool):
+        msg = f"groups is {groups}, which is for a DatasetConductance; give the group of each example."
+        raise TypeError(msg)
+    for argument, value in (("images", images), ("captions", texts), ("groups", groups)):
+        _check_length(argument, value, len(result.status))
+    return texts
 
 
 def _check_length(name: str, values: Any, examples: int) -> None:

@@ -4,13 +4,15 @@ The map of a channel is its conductance at each position, before the sum; it add
 (Dhamdhere, Sundararajan & Yan, 2018, arXiv:1805.12233).
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
-from conductance.analysis._values import check_result, check_top, unit_values
+from conductance.analysis._values import Floats, as_floats, check_result, check_top, statistics, unit_values
+from conductance.analysis.ranking import chosen_layers
+from conductance.dataset_results import DatasetConductance
 from conductance.results import TotalConductance
 
 if TYPE_CHECKING:
@@ -123,17 +125,20 @@ def unit_map(result: TotalConductance, layer: str, unit: int, *, example: int) -
     return values.narrow(axis, unit * size, size).sum(axis)
 
 
-def top_unit_by_group(result: TotalConductance, layer: str, groups: Sequence[int] | Sequence[str]) -> "pd.DataFrame":
+def top_unit_by_group(
+    result: TotalConductance | DatasetConductance, layer: str, groups: Sequence[int] | Sequence[str] | bool
+) -> "pd.DataFrame":
     """Find for each group of examples, such as a class, the unit that pushes the target up most.
 
     Parameters
     ----------
     result
-        What `conductance.total_conductance` returned.
+        What `conductance.total_conductance` or `conductance.dataset_conductance` returned.
     layer
         A hook point.
     groups
-        The group of each example, as many as the result has.
+        The group of each example, as many as the result has. For statistics of a data set True, for the groups that
+        they were made with.
 
     Returns
     -------
@@ -145,7 +150,7 @@ def top_unit_by_group(result: TotalConductance, layer: str, groups: Sequence[int
     Raises
     ------
     TypeError
-        If ``result`` is not a result.
+        If ``result`` is not a result, or ``groups`` does not belong to it.
     ValueError
         If there is not one group for each example, or no example is finished.
     KeyError
@@ -165,20 +170,35 @@ def top_unit_by_group(result: TotalConductance, layer: str, groups: Sequence[int
     """
     import pandas as pd
 
+    rows = []
+    for group, count, means in _means_by_group(result, layer, groups):
+        unit, total = int(means.argmax()), float(means.sum())
+        share = float(means[unit]) / total if total else float("nan")
+        rows.append({"group": group, "examples": count, "unit": unit, "mean": means[unit], "share": share})
+    return pd.DataFrame(rows)
+
+
+def _means_by_group(result: Any, layer: str, groups: Any) -> Iterator[tuple[Any, int, Floats]]:
+    """Of each group, in order, the number of its finished examples and the mean conductance of the units."""
+    if isinstance(result, DatasetConductance):
+        stats = statistics(result, True if groups is False or groups is None else groups)
+        chosen_layers(stats, layer)
+        for group in stats.groups:
+            of_layer = stats.compute(group)[layer]
+            yield group, of_layer.count, as_floats(of_layer.mean)
+        return
     found = unit_values(result)
     result[layer]
+    if isinstance(groups, bool):
+        msg = f"groups is {groups}, which is for a DatasetConductance; give the group of each example."
+        raise TypeError(msg)
     if len(groups) != len(result.status):
         msg = f"groups has {len(groups)} entries, expected one for each of {len(result.status)} examples."
         raise ValueError(msg)
     of_each = np.asarray(groups)[found.examples]
-    rows = []
     for group in np.unique(of_each):
         values = found.values[layer][of_each == group]
-        means = values.mean(0)
-        unit, total = int(means.argmax()), float(means.sum())
-        share = float(means[unit]) / total if total else float("nan")
-        rows.append({"group": group, "examples": len(values), "unit": unit, "mean": means[unit], "share": share})
-    return pd.DataFrame(rows)
+        yield group, len(values), values.mean(0)
 
 
 def _check_unit(result: TotalConductance, layer: str, unit: int) -> None:

@@ -92,9 +92,12 @@ class Places:
         for place in (lowest.tolist(), highest.tolist()):
             for one, size in zip(place, sizes, strict=True):
                 if not -size <= one < size:
+                    expected = f"0 … {size - 1}" if size > 1 else "0"
+                    if tuple(output.shape[1:]) == (1,):
+                        expected += ": one number a row, with no class to choose (target=0 explains it, or None)"
                     raise ValueError(
                         f"{self.name} {place[0] if len(place) == 1 else tuple(place)} is out of range for an output of "
-                        f"shape {rowless(output)}; expected 0 … {size - 1}"
+                        f"shape {rowless(output)}; expected {expected}"
                     )
 
     def __str__(self) -> str:

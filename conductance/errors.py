@@ -58,6 +58,9 @@ class UnknownLayerError(KeyError):
             return f"Layers are looked up by name, a string, got {type(name).__name__}. {_all_names(known)}"
         near = difflib.get_close_matches(name, known, n=3)
         hint = f" Did you mean {_enumerate(near)}?" if near else ""
+        if inside := [each for each in known if each.startswith(f"{name}.")]:
+            # None as layers, and most globs, bring in modules without children only.
+            hint = f" Layers inside it are, the last {inside[-1]!r}: one that holds others has to be asked for by name."
         return f"No layer {name!r} here.{hint} {_all_names(known)}"
 
 

@@ -68,7 +68,12 @@ class Batch:
                 raise ValueError(f"target must be 'label', 'predicted', a class or a callable, got {target!r}")
             if self.labels is None:
                 raise ValueError("target='label' needs labels: let the loader give pairs (inputs, labels)")
-            if not self.labels.is_floating_point() and bool((self.labels < 0).any()):
+            if self.labels.is_floating_point():
+                raise TypeError(
+                    f"target='label' takes the labels for classes, but the loader gives {self.labels.dtype}: make them "
+                    "integers, or name what is explained, such as target=0 (None where the output is one number a row)"
+                )
+            if bool((self.labels < 0).any()):
                 raise ValueError(
                     f"target='label', but a label is {int(self.labels.min())}, which is no class (-1 and -100 mark "
                     "examples without one); leave these examples out"
@@ -200,9 +205,10 @@ def predicted(model: Callable[..., Any], inputs: Inputs) -> Tensor:
     """
     with undisturbed(model, {}, frozen=False):
         output = chosen(called(model, usable_by_autograd(inputs)))
-    if output.dim() != 2:
+    if output.dim() != 2 or output.shape[1] == 1:
         shape = tuple(output.shape)
-        raise ValueError(f"'predicted' needs an output (examples, classes), the model gives {shape}")
+        way = "; with one number a row there is no class to choose: take a threshold of your own" * (output.dim() < 3)
+        raise ValueError(f"'predicted' needs an output (examples, classes), the model gives {shape}{way}")
     return output.argmax(1)
 
 

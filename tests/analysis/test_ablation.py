@@ -226,6 +226,8 @@ def test_chosen_units_several_layers_and_their_table() -> None:
     assert row["effect"].item() == some["fc"][1, 1].item()
     assert len(table) == 6
     assert repr(every) == "UnitEffects(3 examples, held at baseline, act: 5 units, fc: 7 units)"
+    one = unit_effects(model, [x[:1]], "fc", target=1, units=[2])
+    assert repr(one) == "UnitEffects(1 example, held at baseline, fc: 1 unit)"
     with pytest.raises(UnknownLayerError, match="Did you mean 'fc'"):
         every["fc1"]
 

@@ -139,6 +139,14 @@ def test_without_labels_there_is_no_accuracy() -> None:
         ablation_curve(net(), [X], FC)
 
 
+def test_one_output_alone_has_no_accuracy() -> None:
+    model = seeded(lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)))
+    ranking = ranked(*(("1", unit) for unit in range(4)))
+    curve = ablation_curve(model, [(normal(5, 3), torch.tensor([0, 1, 1, 0, 1]))], ranking, target=0, random=1)
+    assert curve["accuracy"].isna().all()
+    assert curve["score"].notna().all()
+
+
 def test_area_is_the_trapezoid() -> None:
     curve = ablation_curve(net(), LOADER, FC, random=2, steps=[0.3])
     areas = curve_area(curve)

@@ -15,6 +15,7 @@ from conductance import analysis
 from conductance.analysis import plot_ablation_curve, plot_pruning_curves, plot_saturation_curve
 from conductance.analysis._drawing import NEUTRAL, SERIES
 from tests.analysis.curves import SHARES, ablation, pruning, saturation
+from tests.analysis.results import random_result
 
 LONG = "encoder.blocks.11.attention.output.dense5"
 
@@ -242,3 +243,21 @@ def test_bad_arguments_say_what_is_wrong(
     with pytest.raises(error, match=message):
         getattr(analysis, f"plot_{name}")(table, **options)
     assert plt.get_fignums() == []
+
+
+@pytest.mark.parametrize(
+    ("draw", "drawn"),
+    [
+        (plot_ablation_curve, ablation()),
+        (plot_pruning_curves, pruning()),
+        (plot_saturation_curve, saturation({"act": [0.0, 1.0, 0.5]})),
+        (analysis.plot_layer_bars, random_result()),
+        (analysis.plot_top_units, random_result()),
+    ],
+)
+def test_own_figures_with_a_layout_have_room_for_the_legend(draw: Callable[..., Axes], drawn: Any) -> None:
+    figure, ax = plt.subplots(layout="constrained")
+    draw(drawn, ax)
+    figure.canvas.draw()
+    legend: Any = ax.get_legend()
+    assert legend.get_window_extent().y0 >= 0

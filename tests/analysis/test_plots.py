@@ -190,6 +190,9 @@ def test_measures_have_a_bar_of_the_mean_and_a_whisker_of_the_range() -> None:
     single = plot_measures(table.head(3), by="spearman")
     assert not single.collections
     assert single.get_xlabel() == "spearman"
+    first = pd.DataFrame({"measure": ["conductance", "random"], "area_first": [1.0, 2.0], "accuracy_last": [0.9, 0.4]})
+    assert plot_measures(first, by="area_first").get_xlabel() == "area_first (less is better)"
+    assert plot_measures(first, by="accuracy_last").get_xlabel() == "accuracy_last (more is better)"
 
 
 def test_equal_numbers_have_a_whisker_of_no_length() -> None:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 from torch.utils.data import DataLoader, TensorDataset
 
-from conductance.analysis import prune_units, pruning_experiment, unit_scores
+from conductance.analysis import prune_units, pruning_experiment, pruning_study, unit_scores
 from conductance.analysis._training import seeded, trained
+from conductance.errors import ConductanceError
 from tests.analysis.pruned_nets import ranked
 from tests.analysis.test_pruning_undo import assert_same_state, state
 
@@ -47,6 +48,17 @@ def classifier(seed: int = 0) -> nn.Sequential:
 
 TRAIN, TEST, LAYERS = data(0), data(1), ["1", "3"]
 MODEL = classifier()
+
+
+class Inner(nn.Module):
+    """A layer whose weights are those of a module inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 5).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.inner(x))
 
 
 def experiment(model: Any = MODEL, layers: Any = LAYERS, **options: Any) -> pd.DataFrame:
@@ -235,6 +247,47 @@ def test_bad_arguments(options: dict[str, Any], error: type[Exception] | None, m
         experiment(**options)
 
 
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"layers": "4:in", "criteria": ["random"]}, ValueError, r"'4:in', one tensor or call of a module"),
+        ({"layers": "6", "criteria": ["weight_magnitude"]}, ConductanceError, r"weights that lead into .* layer '6'"),
+        ({"test": [(x, y.double()) for x, y in TEST], "criteria": ["random"]}, ValueError, r"one class for each"),
+        ({"layers": "1", "criteria": [ranked({"2": [*range(9)]})]}, ValueError, r"'2'"),
+    ],
+)
+def test_what_cannot_be_done_fails_before_the_long_work(
+    options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    def long_work(*_: Any) -> pd.DataFrame:
+        raise AssertionError("a criterion was asked first")
+
+    model = copy.deepcopy(MODEL).append(Inner()).append(nn.Linear(5, 4).double())
+    criteria = {"long": long_work, **{f"{number}": each for number, each in enumerate(options.pop("criteria"))}}
+    with pytest.raises(error, match=message):
+        pruning_experiment(model, **{"train": TRAIN, "test": TEST, "layers": "1", "criteria": criteria, **options})
+
+
+def test_rtol_is_that_of_the_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def scores(*given: Any, **options: Any) -> pd.DataFrame:
+        seen.append(options["rtol"])
+        return unit_scores(*given, **options)
+
+    monkeypatch.setattr(pruning_study, "unit_scores", scores)
+    experiment(criteria=["conductance"], rtol=0.2)
+    assert set(seen) == {0.2}
+    with pytest.raises(ValueError, match="rtol"):
+        experiment(criteria=["conductance"], rtol=-1.0)
+
+
+def test_the_whole_model_is_there_to_compare_with() -> None:
+    table = pruning_experiment(MODEL, TRAIN, TEST, ["1"], criteria=["random"])
+    assert table.amount.tolist() == [0.0, 0.2, 0.4, 0.6, 0.8]
+    assert table.units.tolist()[:2] == [0, 2]
+
+
 @pytest.mark.parametrize("name", ["train", "test"])
 @pytest.mark.parametrize(
     ("loader", "error", "message"),
@@ -243,12 +296,21 @@ def test_bad_arguments(options: dict[str, Any], error: type[Exception] | None, m
         (iter(TRAIN), TypeError, r"read several times, but an iterator only once"),
         ([TRAIN[0][0]], ValueError, r"needs labels"),
         ([(TRAIN[0][0], TRAIN[0][1].double())], ValueError, r"one class for each example.*float64"),
+        ([(TRAIN[0][0], TRAIN[0][1] + 1)], ValueError, r"label 4 is none of the 4 classes of the output, 0 … 3"),
+        ([(TRAIN[0][0], TRAIN[0][1] - 1)], ValueError, r"label -1 is none of the 4 classes"),
     ],
 )
 def test_loaders_that_cannot_be_used(name: str, loader: Any, error: type[Exception], message: str) -> None:
     loaders = {"train": TRAIN, "test": TEST, name: loader}
     with pytest.raises(error, match=rf"{name}\b.*{message}"):
         pruning_experiment(MODEL, **loaders, layers=LAYERS, criteria=["random"], amounts=[0.5], target=0, fine_tune=1)
+
+
+def test_one_logit_has_no_classes() -> None:
+    data = [(inputs, labels % 2) for inputs, labels in TRAIN]
+    model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 1)).double()
+    with pytest.raises(ValueError, match=r"a logit for each class, got one: give a model whose output is torch.cat"):
+        pruning_experiment(model, data, data, "1", criteria=["random"], target=0)
 
 
 def test_frozen_model_cannot_be_trained() -> None:

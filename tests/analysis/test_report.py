@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from conductance.analysis import layer_importance, rank_units, write_report
+import conductance as cd
+from conductance.analysis import layer_importance, rank_units, report, write_report
 from tests.analysis.pages import Page
 from tests.analysis.results import CONV, DENSE, EXAMPLES, HEADS, interrupted_result, random_result, renamed
 
@@ -144,6 +145,74 @@ def test_bad_arguments_say_what_is_wrong(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_missing_folder_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "layers_part", lambda _: pytest.fail("the work has begun"))
+    with pytest.raises(FileNotFoundError, match=r"Cannot write .*: there is no folder .*nowhere\. Create it"):
+        write_report(tmp_path / "nowhere" / "report.html", random_result())
+
+
 def test_what_is_no_result_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="got str"):
         write_report(tmp_path / "report.html", "result")  # type: ignore[arg-type]
+
+
+GROUPS = ["b", "a", "b", "a", "b"]
+
+
+def of_data_set(**options: Any) -> cd.DatasetConductance:
+    stats = cd.DatasetConductance({"seconds": 4.0})
+    stats.update(random_result(**options), GROUPS)
+    return stats
+
+
+def test_statistics_of_a_data_set_are_reported_as_their_results_are(tmp_path: Path) -> None:
+    page = written(tmp_path, result=of_data_set(), groups=True, layers=[CONV, DENSE])
+    same = written(tmp_path, groups=GROUPS, layers=[CONV, DENSE])
+    ours, theirs = page.texts, same.texts
+    assert ours[ours.index("Layers") :] == theirs[theirs.index("Layers") :]
+    assert ours.count("Top unit of each class in fc") == 1
+    for text in ("5 of 5", "0.01", "mean 15", "4.0 s"):
+        assert text in ours[: ours.index("Layers")]
+    assert "figure" not in page.tags
+
+
+def test_a_class_that_no_unit_pushes_up_has_none(tmp_path: Path) -> None:
+    result = random_result()
+    for layer in (CONV, DENSE):
+        result[layer][[1, 3]] = -result[layer][[1, 3]].abs()
+    texts = written(tmp_path, result=result, groups=GROUPS, layers=[DENSE, CONV], images=IMAGES).texts
+    start = texts.index("none")
+    assert texts[start - 2 : start + 3] == ["a", "2", "none", "–", "–"]
+    assert "where" in texts
+
+
+def test_a_data_set_without_groups_has_no_classes(tmp_path: Path) -> None:
+    for groups in (None, False):
+        page = written(tmp_path, result=of_data_set(), groups=groups)
+        assert not any("class" in text for text in page.texts if text.startswith(("Top unit of", "Layers")))
+
+
+def test_examples_left_out_of_a_data_set_are_counted(tmp_path: Path) -> None:
+    stats = cd.DatasetConductance()
+    stats.update(interrupted_result())
+    texts = written(tmp_path, result=stats).texts
+    assert "2 unfinished" in texts
+    assert "3 of 5, 2 left out" in texts
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"images": IMAGES}, TypeError, "images are of single examples, which a DatasetConductance does not hold"),
+        ({"captions": ["one"] * 5}, TypeError, "captions are of single examples"),
+        ({"groups": GROUPS}, TypeError, "groups=True takes those that it has"),
+        ({"layers": "fcc"}, KeyError, "Did you mean 'fc'"),
+        ({"result": cd.DatasetConductance()}, ValueError, "of no examples"),
+        ({"result": random_result(), "groups": True}, TypeError, "groups is True, which is for a DatasetConductance"),
+    ],
+)
+def test_what_a_data_set_cannot_show(
+    tmp_path: Path, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        write_report(tmp_path / "report.html", **{"result": of_data_set(), **options})

@@ -1,9 +1,11 @@
 """Examples, maps and classes against loops."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
+import conductance as cd
 from conductance.analysis import strongest_examples, top_unit_by_group, unit_map
 from tests.analysis.results import CONV, DENSE, EXAMPLES, HEADS, interrupted_result, random_result
 
@@ -47,6 +49,23 @@ def test_top_unit_by_group_has_the_largest_mean() -> None:
         assert row["unit"] == means.index(max(means))
         assert row["mean"] == pytest.approx(max(means))
         assert row["share"] == pytest.approx(max(means) / sum(means))
+
+
+def test_top_unit_by_group_of_a_data_set() -> None:
+    groups, stats = ["b", "a", "b", "a", "b"], cd.DatasetConductance()
+    stats.update(random_result(), groups)
+    expected = top_unit_by_group(random_result(), DENSE, groups)
+    pd.testing.assert_frame_equal(top_unit_by_group(stats, DENSE, True), expected, rtol=1e-12)
+    with pytest.raises(KeyError, match="nowhere"):
+        top_unit_by_group(stats, "nowhere", True)
+    with pytest.raises(TypeError, match="groups=True takes those"):
+        top_unit_by_group(stats, DENSE, groups)
+    with pytest.raises(TypeError, match="groups is True, which is for a DatasetConductance"):
+        top_unit_by_group(random_result(), DENSE, True)
+    single = cd.DatasetConductance()
+    single.update(random_result())
+    with pytest.raises(ValueError, match="give dataset_conductance a group_by"):
+        top_unit_by_group(single, DENSE, True)
 
 
 def test_top_unit_by_group_leaves_out_the_unfinished() -> None:

@@ -71,11 +71,15 @@ def test_targets_of_a_batch() -> None:
         Batch(X, None).target("label", nn.Identity())
     with pytest.raises(TypeError, match="one entry for each example"):
         batch.target(Y, nn.Identity())
+    with pytest.raises(TypeError, match=r"for classes, but the loader gives torch.float32: .* such as target=0"):
+        Batch(X, Y.float()).target("label", nn.Identity())
 
 
 def test_predictions_need_classes() -> None:
     with pytest.raises(ValueError, match=r"gives \(5, 2, 1\)"):
         predicted(lambda x: x[..., None], X)
+    with pytest.raises(ValueError, match=r"gives \(5, 1\); with one number a row there is no class to choose"):
+        predicted(lambda x: x[:, :1], X)
 
 
 def test_iterators_are_refused_where_a_loader_is_read_twice() -> None:

@@ -99,6 +99,12 @@ RUNNING: list[tuple[Any, Any, type[Exception], str]] = [
     ),
     (targets.logit([0, -4]), SCORES, ValueError, r"index -4 is out of range"),
     (
+        targets.logit([0, 1]),
+        SCORES[:, :1],
+        ValueError,
+        r"index 1 .*\(batch, 1\); expected 0: one .* no class to choose",
+    ),
+    (
         targets.logit(0),
         TEXT,
         ValueError,

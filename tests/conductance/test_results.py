@@ -45,6 +45,8 @@ def test_unknown_layer_names_the_nearest() -> None:
     with pytest.raises(KeyError, match=r"No layer 'zzz'"):
         total.to_dataframe("zzz")
     assert str(UnknownLayerError("x", [f"l{i}" for i in range(14)])).endswith("'l11' and 2 more.")
+    block = str(UnknownLayerError("block", ["stem", "block.conv", "block.act#1", "block2.conv"]))
+    assert "Layers inside it are, the last 'block.act#1': one that holds others has to be asked for by name." in block
 
 
 def test_per_unit_sums_all_but_units() -> None:
