@@ -56,7 +56,8 @@ class CurveSets:
         checked_ranking(ranking, units, whole=True)
         rows = ranked_units(ranking, units)
         total = len(rows)
-        orders = [(FIRST, -1), (LAST, -1), *((RANDOM, seed + number) for number in range(random))]
+        check_count("seed", seed, 0)
+        orders = [(FIRST, -1), (LAST, -1), *((RANDOM, int(seed) + number) for number in range(random))]
         positions = [_by_layer(rows, units, each) for each in (torch.arange(total), torch.arange(total).flip(0))]
         # drawn over the units in layer order, so that all rankings of one seed share their random orders
         plain = [(layer, unit) for layer in units if layer in positions[0] for unit in range(units[layer])]
@@ -127,6 +128,8 @@ def wanted_units(units: Any, layers: Mapping[str, LayerInfo]) -> dict[str, Tenso
             names = ", ".join(map(repr, layers))
             raise ValueError(f"units is a list, but there are several layers ({names}); give a dict by layer")
         units = dict.fromkeys(layers, units)
+    if not units:
+        raise ValueError("units is an empty dict; give numbers of units by layer, or None for all units of all layers")
     for name in units:
         if name not in layers:
             raise UnknownLayerError(name, layers)

@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import length_hint
 from typing import Any, Literal
 
 import numpy as np
@@ -80,7 +81,7 @@ def values_by_batch(
 
     single = isinstance(inputs, Tensor | Mapping | tuple)
     given: Iterable[Batch] = [Batch(inputs, None)] if single else batches(inputs, device_of(model))
-    total = None if single or not hasattr(inputs, "__len__") else len(inputs)
+    total = None if single else length_hint(inputs) or None
     for batch in tqdm(given, desc="measures", unit="batch", total=total, disable=not progress):
         known = single and not isinstance(target, str)
         explained: Any = target if known else batch.target(target, model)

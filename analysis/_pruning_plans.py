@@ -69,8 +69,8 @@ def found_plans(
         values = {name: _per_unit(found[name], (axes[name] or 0) - 1) for name in names}
     plans = [Plan(layer, makers[layer], chosen, values[layer], None) for layer, chosen in units.items()]
     with plans_held(wiring.model, plans):
-        held = wiring.run(reading=True)
-    return [_found(wiring, plan, values[plan.maker.name], held, value) for plan in plans]
+        held, shaken = wiring.run(reading=True), wiring.shaken()
+    return [_found(wiring, plan, values[plan.maker.name], (held, shaken), value) for plan in plans]
 
 
 def _found(wiring: Wiring, plan: Plan, at_baseline: Tensor, held: Any, value: str) -> Plan:
@@ -78,7 +78,7 @@ def _found(wiring: Wiring, plan: Plan, at_baseline: Tensor, held: Any, value: st
     made = next((way for way in ways if wiring.passes(plan.maker, plan.layer, plan.units, way, plan.values)), None)
     readers = None
     if value == "baseline" or made is None:
-        readers = wiring.readers(plan.maker, plan.layer, plan.units, held)
+        readers = wiring.readers(plan.maker, plan.layer, plan.units, *held)
     return Plan(plan.layer, plan.maker, plan.units, plan.values, made, readers)
 
 

@@ -87,4 +87,11 @@ def _rows(ranking: Any) -> list[tuple[str, int]]:
     numbers = np.asarray(ranking["unit"])
     if numbers.dtype.kind not in "iu":
         raise ValueError(f"ranking holds units of type {numbers.dtype}; expected whole numbers")
-    return list(zip(ranking["layer"].tolist(), numbers.tolist(), strict=True))
+    layers = ranking["layer"].tolist()
+    odd = next((layer for layer in layers if not isinstance(layer, str)), None)
+    if odd is not None:
+        raise ValueError(
+            f"ranking holds layer {odd!r} of type {type(odd).__name__}; expected names: where a file turned '0' into "
+            "0, read it with dtype={'layer': str}"
+        )
+    return list(zip(layers, numbers.tolist(), strict=True))

@@ -7,6 +7,7 @@ from torch import nn
 
 from conductance.analysis._unit_weights import MIXING, makes_units, unit_count
 from conductance.analysis._wiring import Maker
+from conductance.errors import ConductanceError
 
 #: Modules that work on each channel alone, and give zero where it is zero.
 _POOLS: tuple[type[nn.Module], ...] = (
@@ -28,6 +29,8 @@ def maker_before(model: nn.Module, layer: str) -> Maker:
     ------
     ValueError
         If that cannot be known without a run; the message asks for ``inputs``.
+    ConductanceError
+        For the last linear map of ``nn.MultiheadAttention``, which is never called.
 
     Examples
     --------
@@ -35,6 +38,11 @@ def maker_before(model: nn.Module, layer: str) -> Maker:
     >>> maker_before(model, "2")
     Maker(name='0', units=4, axis=None, behind=())
     """
+    if isinstance(model.get_submodule(layer), nn.modules.linear.NonDynamicallyQuantizableLinear):
+        raise ConductanceError(
+            f"{layer!r} is not run: its attention layer reads its weights alone, which masks would not follow in "
+            "training; rank another layer"
+        )
     passed: list[nn.Module] = []
     for name, module in [(layer, model.get_submodule(layer)), *_before(model, layer)]:
         if makes_units(module):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from conductance._outputs import chosen
+from conductance.hooks import usable_by_autograd
 from conductance.loaders import Batch, batches, called, device_of
 
 #: Step size of Adam.
@@ -62,7 +63,7 @@ def trained(model: nn.Module, train: Iterable[Any], epochs: int) -> None:
     optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE)
     for _ in range(epochs):
         for batch in batches(_shuffled(train), device_of(model)):
-            inputs = batch.inputs
+            inputs = usable_by_autograd(batch.inputs)
             with torch.enable_grad():
                 output = model(**inputs) if isinstance(inputs, Mapping) else model(*_positional(inputs))
                 logits = chosen(output)

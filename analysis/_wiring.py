@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from conductance._outputs import chosen
 from conductance.analysis._unit_weights import MIXING, makes_units, unit_axis, unit_count
@@ -95,8 +96,18 @@ class Wiring:
         for layer in layers:
             self._check_runs(layer)
 
-    def run(self, change: Change | None = None, *, keep: Collection[str] = (), reading: bool = False) -> Run:
-        """Run the model, some tensors changed; kept are outputs by name and, if asked for, what mixing layers read."""
+    def run(
+        self,
+        change: Change | None = None,
+        *,
+        keep: Collection[str] = (),
+        reading: bool = False,
+        inputs: Inputs | None = None,
+    ) -> Run:
+        """Run the model, some tensors changed, or on other inputs.
+
+        Kept are outputs by name and, if asked for, what mixing layers read.
+        """
         seen: dict[tuple[str, str], list[Tensor]] = {}
 
         def see(point: HookPoint, tensor: Tensor) -> Tensor | None:
@@ -106,7 +117,27 @@ class Wiring:
             return new
 
         with substitute(self.model, self._both if reading else self._outputs, see):
-            return Run(chosen(called(self.model, self.inputs)).clone(), seen)
+            given = self.inputs if inputs is None else inputs
+            return Run(chosen(called(self.model, given)).clone(), seen)
+
+    def shaken(self) -> Run | None:
+        """A run in which all is otherwise that can be: inputs, embeddings and what mixing layers give.
+
+        Units that are held are no constants for the rest of the model where they meet something else, a gate, an
+        attention weight; of one example that cannot be told. None where the model cannot be run so.
+        """
+        embeddings = [name for name, module in self.model.named_modules() if isinstance(module, nn.Embedding)]
+        mixing = [name for name, module in self.makers.items() if isinstance(module, MIXING)]
+        inputs = tree_map_only(Tensor, _shaken, self.inputs)
+
+        def shake(point: HookPoint, tensor: Tensor) -> Tensor | None:
+            return _shaken(tensor) if point.side == "out" else None
+
+        try:
+            with substitute(self.model, [HookPoint(name) for name in [*embeddings, *mixing]], shake):
+                return self.run(reading=True, inputs=inputs)
+        except Exception:
+            return None
 
     def maker(self, layer: str) -> Maker:
         """Find what makes the units of a layer."""
@@ -140,16 +171,18 @@ class Wiring:
                 return False
         return True
 
-    def readers(self, maker: Maker, layer: str, units: list[int], held: Run) -> list[Reader] | None:
+    def readers(self, maker: Maker, layer: str, units: list[int], held: Run, shaken: Run | None) -> list[Reader] | None:
         """Find what reads some units that are held at constants; None where the constants cannot move into biases.
 
         Parameters
         ----------
         maker, layer, units
             The units, and what makes them.
-        held
-            A run in which they are held.
+        held, shaken
+            A run in which they are held; and another, of which `shaken` tells.
         """
+        if shaken is None:
+            return None
         found: dict[str, set[int]] = {}
         for sign in (1.0, -1.0):
             run = self.run(self._pinned(layer, maker, units, sign), reading=True)
@@ -161,21 +194,24 @@ class Wiring:
                         return None  # one bias for calls that read different tensors
                     columns = _columns(tensors[0], self.clean.seen[name, side][0], self.makers[name])
                     found.setdefault(name, set()).update(columns)
-        readers = [self._reader(name, sorted(columns), held.seen[name, "in"][0]) for name, columns in found.items()]
+        readers = [self._reader(name, sorted(columns), held.seen[name, "in"][0], shaken.seen[name, "in"][0])
+                   for name, columns in found.items()]  # fmt: skip
         return None if any(reader is None for reader in readers) else [each for each in readers if each is not None]
 
     def same(self, tensor: Tensor, other: Tensor, scale: Tensor) -> bool:
         """Whether two tensors are the same but for rounding of numbers as large as those of a third."""
         return bool(((tensor - other).abs() <= self.rounding * scale.abs().max()).all())
 
-    def _reader(self, name: str, columns: list[int], tensor: Tensor) -> Reader | None:
-        """What a module reads of units that are held, if that is the same for all examples."""
+    def _reader(self, name: str, columns: list[int], tensor: Tensor, other: Tensor) -> Reader | None:
+        """What a module reads of units that are held, if that is the same for all examples, in another run too."""
         module = self.makers[name]
         axis = unit_axis(module, tensor.ndim)
-        mask = torch.zeros(tensor.shape[axis], dtype=tensor.dtype, device=tensor.device)
-        mask[columns] = 1
-        constants = tensor * mask.reshape([-1 if place == axis else 1 for place in range(tensor.ndim)])
-        return Reader(name, columns, constants[:1]) if self.same(constants, constants[:1], tensor) else None
+        mask = torch.zeros(tensor.shape[axis], dtype=torch.bool, device=tensor.device)
+        mask[columns] = True
+        shape = [-1 if place == axis else 1 for place in range(tensor.ndim)]
+        constants, others = (torch.where(mask.reshape(shape), each, 0.0) for each in (tensor, other))
+        same = all(self.same(each, constants[:1], tensor) for each in (constants, others))
+        return Reader(name, columns, constants[:1]) if same else None
 
     def _pinned(self, layer: str, maker: Maker, units: list[int], sign: float) -> Change:
         """Change a layer's units, while the outputs of all mixing layers but its maker stay as they are."""
@@ -281,6 +317,11 @@ def _changed(tensor: Tensor, axis: int | None, units: list[int], sign: float) ->
     mixed = tensor.movedim(axis, -1).clone()
     mixed[..., units] = new.movedim(axis, -1)[..., units]
     return mixed.movedim(-1, axis)
+
+
+def _shaken(tensor: Tensor) -> Tensor:
+    """Another tensor, if it is of floating-point numbers: no row of it as another."""
+    return _changed(tensor, None, [], 1.0) if tensor.is_floating_point() else tensor
 
 
 def _columns(tensor: Tensor, other: Tensor, module: nn.Module) -> list[int]:

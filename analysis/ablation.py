@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from conductance._outputs import chosen
+from conductance._outputs import classes_of, everything
 from conductance._result_layers import counted
 from conductance.analysis._ablation_sets import FIRST as FIRST
 from conductance.analysis._ablation_sets import LAST as LAST
 from conductance.analysis._ablation_sets import CurveSets, SingleUnits, check_count, wanted_units
 from conductance.analysis._rankings import ranked_layers
-from conductance.analysis._values import check_single
+from conductance.analysis._values import check_single, check_table
 from conductance.baselines import Baseline
 from conductance.errors import UnknownLayerError, check_choice
 from conductance.hooks import LayerSpec
@@ -136,9 +136,10 @@ def baseline_values(
     >>> bool((values["0"] == model[0].bias).all())
     True
     """
-    only = (tuple(inputs),) if isinstance(inputs, tuple | list) else inputs
+    # alone in a tuple nothing of a dict is taken for labels
+    only = (tuple(inputs) if isinstance(inputs, list) else inputs,)
     with interventions(
-        model, [only], layers, target=_everything,
+        model, [only], layers, target=everything,
         baselines=baselines, path_from=path_from, internal_batch_size=internal_batch_size,
     ) as (runner, each):  # fmt: skip
         batch, _ = next(each)
@@ -339,8 +340,10 @@ def curve_area(curve: "pd.DataFrame") -> "pd.DataFrame":
 
     Raises
     ------
+    TypeError
+        If it is no table.
     ValueError
-        If the table lacks a column, or has a point of an order twice.
+        If the table lacks a column, has no rows, or has several curves of one order and seed.
 
     Examples
     --------
@@ -353,12 +356,10 @@ def curve_area(curve: "pd.DataFrame") -> "pd.DataFrame":
     """
     import pandas as pd
 
-    missing = [name for name in ("order", "seed", "share", "score", "accuracy") if name not in curve]
-    if missing:
-        raise ValueError(f"curve has no column {missing[0]!r}; expected the table that ablation_curve returned")
+    check_table(curve, ("order", "seed", "share", "score", "accuracy"), "curve", "ablation_curve")
     rows = []
-    check_single(curve, ("order", "seed", "share"), "curve", "is it of several curves? Take each by itself")
-    for (order, seed), own in curve.groupby(["order", "seed"], sort=False):
+    check_single(curve, ("order", "seed", "share"), "curve", "several rankings in one? Give one ranking's at a time")
+    for (order, seed), own in curve.groupby(["order", "seed"], sort=False, dropna=False):
         part = own.sort_values("share")  # in another order areas are wrong, down to their sign
         shares = torch.tensor(part["share"].to_numpy(float))
         areas = {
@@ -375,18 +376,12 @@ def _score_and_accuracy(function: TargetFunction, batch: Batch) -> Reading:
     def reading(output: Any, rows: Tensor) -> Tensor:
         score = function(output, rows)
         right = torch.full_like(score, torch.nan)
-        scores = None if labels is None or labels.dim() != 1 or labels.is_floating_point() else chosen(output)
-        # One column has no largest among several: it would be right wherever the label is 0.
-        if labels is not None and scores is not None and scores.dim() == 2 and scores.shape[1] > 1:
+        scores = None if labels is None or labels.dim() != 1 or labels.is_floating_point() else classes_of(output)
+        if labels is not None and scores is not None:
             right = (scores.argmax(1) == labels[rows.to(labels.device)].to(scores.device)).to(score)
         return torch.stack([score, right], 1)
 
     return reading
-
-
-def _everything(output: Any) -> Tensor:
-    """A target that depends on all of the output, for what depends on none."""
-    return chosen(output).flatten(1).sum(1) if chosen(output).dim() > 1 else chosen(output)
 
 
 def _bar(progress: bool, text: str) -> Any:

@@ -33,7 +33,7 @@ from conductance.arguments import Inputs
 from conductance.baselines import Baseline
 from conductance.errors import ConductanceError, check_choice
 from conductance.hooks import LayerSpec
-from conductance.loaders import repeatable
+from conductance.loaders import SameBatches, repeatable
 from conductance.targeting import Target
 
 if TYPE_CHECKING:
@@ -277,7 +277,7 @@ def compare_measures(
     check_choice("by", by, BY)
     chosen = _chosen(measures)
     options = Options(chosen, baselines, path_from, rtol, n_steps, norm, seed, internal_batch_size)
-    batched = list(loader) if isinstance(loader, tuple) else repeatable(loader)
+    batched = SameBatches(list(loader) if isinstance(loader, tuple) else repeatable(loader))
     same: dict[str, Any] = {"target": target, "baselines": baselines, "path_from": path_from, "value": value}
     same["internal_batch_size"] = internal_batch_size
     effects = unit_effects(model, batched, layer, progress=progress, **same)
@@ -318,8 +318,17 @@ def _chosen(measures: Sequence[str] | str | None) -> tuple[str, ...]:
 
 
 def _ranking(scores: dict[str, Tensor], **attrs: Any) -> "pd.DataFrame":
-    """All units, highest score first."""
+    """All units, highest score first; none of them can be NaN, which has no place in an order."""
     import pandas as pd
+
+    for layer, of in scores.items():
+        wrong = (~of.isfinite()).nonzero().flatten().tolist()
+        if wrong:
+            raise ConductanceError(
+                f"unit {wrong[0]} of {layer!r} has score {float(of[wrong[0]])} by {attrs['measure']!r}, which has no "
+                f"place in a ranking ({len(wrong)} of {len(of)} units): are there NaN or infinity in the weights, or "
+                "numbers beyond the range of the dtype?"
+            )
 
     columns = {
         "layer": [layer for layer, of in scores.items() for _ in range(len(of))],

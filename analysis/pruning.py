@@ -64,7 +64,8 @@ class PrunedUnits:
     def undo(self) -> None:
         """Put the weights, biases and masks of the modules concerned back as they were, bit for bit.
 
-        Also after ``prune.remove``, and what these modules were trained since is lost. A second time does nothing.
+        Also after ``prune.remove``, and what these modules were trained since is lost. Masks that were put on them
+        since go too: undoing those later does nothing to these modules. A second time does nothing.
         """
         self._masks.undo()
 
@@ -146,6 +147,8 @@ def prune_units(
     check_choice("value", value, ("zero", "baseline"))
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, whose weights can be masked, got {type(model).__name__}")
+    compiled = getattr(model, "_orig_mod", None)  # layers go by the names of the module that was compiled
+    model = compiled if isinstance(compiled, nn.Module) else model
     layers = _modules(model, ranked_layers(ranking))
     shares = _shares(amount, layers)
     if value == "baseline" and inputs is None:

@@ -14,6 +14,8 @@ from itertools import product
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from conductance.analysis._training import Score, score, seeded, trained
@@ -197,8 +199,8 @@ class _Study:
         self, whole: nn.Module, ranking: pd.DataFrame, amount: float, value: Any, seed: int
     ) -> list[tuple[bool, int, Score]]:
         """Whether it was trained, how many units were pruned, and how well the copy does."""
-        model = _copied(whole)
-        with seeded(seed):
+        with torch.inference_mode(False), seeded(seed):
+            model = _copied(whole)
             units = sum(map(len, self.masked(model, ranking, amount, value).units.values()))
             rows = [(False, units, score(model, self.test))]
             if self.fine_tune is None:
@@ -262,9 +264,10 @@ def _amounts(amounts: Any) -> list[float]:
 
 def _seeds(seeds: Any) -> list[int]:
     found = list(seeds) if isinstance(seeds, Iterable) else []
-    if not found or not all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in found):
+    whole = (isinstance(seed, int | np.integer) and not isinstance(seed, bool) and seed >= 0 for seed in found)
+    if not found or not all(whole):
         raise ValueError(f"seeds must be at least one whole number of at least 0, such as range(5), got {seeds!r}")
-    return found
+    return [int(seed) for seed in found]
 
 
 def _values(value: Any) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
 Key: TypeAlias = str | int | None
@@ -72,6 +73,23 @@ def member(output: Any, key: str | int) -> Any:
     return None
 
 
+def classes_of(output: Any) -> Tensor | None:
+    """Scores of two classes or more, if the output has them: the larger of one says nothing."""
+    try:
+        scores = chosen(output)
+    except TypeError:  # the target takes what it explains from the output itself
+        return None
+    return scores if scores.dim() == 2 and scores.shape[1] > 1 else None
+
+
+def everything(output: Any, examples: Tensor) -> Tensor:
+    """A target that depends on all of the output, for what depends on none."""
+    rows = len(examples)
+    parts = [output] if isinstance(output, Tensor) else [each for _, each in tensors_of(output)]
+    found = [each for each in parts if each.is_floating_point() and each.shape[:1] == (rows,)] or [chosen(output)]
+    return torch.stack([each.reshape(rows, -1).sum(1) for each in found]).sum(0)
+
+
 def rowless(output: Tensor) -> str:
     """Shape of an output in words, whatever the number of rows."""
     return f"({', '.join(['batch', *map(str, output.shape[1:])])})"
@@ -79,7 +97,7 @@ def rowless(output: Tensor) -> str:
 
 def _missing(output: Any, key: Key, found: Any) -> str:
     kind = type(output).__name__
-    there = ", ".join(f"{name!r} {tuple(tensor.shape)}" for name, tensor in _tensors(output)) or "none"
+    there = ", ".join(f"{name!r} {tuple(tensor.shape)}" for name, tensor in tensors_of(output)) or "none"
     if key is None:
         return (
             f"the model returned a {kind} without 'logits'; give target as a callable of the output that returns one "
@@ -89,7 +107,7 @@ def _missing(output: Any, key: Key, found: Any) -> str:
     return f"key={key!r} finds {what} in the {kind} that the model returned; its tensors are: {there}"
 
 
-def _tensors(output: Any) -> Iterator[tuple[str | int, Tensor]]:
+def tensors_of(output: Any) -> Iterator[tuple[str | int, Tensor]]:
     """The tensors of an output by their keys."""
     if isinstance(output, Mapping):
         parts = list(output.items())

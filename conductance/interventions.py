@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -309,11 +310,11 @@ def _checked_rows(internal_batch_size: int | None) -> int:
     rows = internal_batch_size
     if rows is None:
         return 0
-    if isinstance(rows, bool) or not isinstance(rows, int):
+    if isinstance(rows, bool) or not isinstance(rows, int | np.integer):
         raise TypeError(f"internal_batch_size is {rows!r}; expected a whole number of at least 1")
     if rows < 1:
         raise ValueError(f"internal_batch_size is {rows}; expected at least 1")
-    return rows
+    return int(rows)
 
 
 def _held(info: PointInfo, tensor: Tensor, mask: Tensor, value: float | Tensor, size: tuple[int, int]) -> Tensor:

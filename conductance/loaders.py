@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
+from operator import length_hint
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from conductance._outputs import chosen
 from conductance.arguments import Inputs
+from conductance.hooks import undisturbed, usable_by_autograd
 from conductance.targeting import Target
 
 #: What the labels of a batch that is a dict may be called.
@@ -53,7 +57,7 @@ class Batch:
         Raises
         ------
         ValueError
-            If there are no labels, or the text is another one.
+            If there are no labels, one is negative, or the text is another one.
         TypeError
             If one index for each example is given: batches differ.
         """
@@ -68,6 +72,11 @@ class Batch:
                 raise TypeError(
                     f"target='label' takes the labels for classes, but the loader gives {self.labels.dtype}: make them "
                     "integers, or name what is explained, such as target=0 (None where the output is one number a row)"
+                )
+            if bool((self.labels < 0).any()):
+                raise ValueError(
+                    f"target='label', but a label is {int(self.labels.min())}, which is no class (-1 and -100 mark "
+                    "examples without one); leave these examples out"
                 )
             return self.labels
         if isinstance(target, Tensor | list):
@@ -142,6 +151,45 @@ def repeatable(loader: Iterable[Any]) -> Iterable[Any]:
     return loader
 
 
+class SameBatches:
+    """A loader that is read several times and must give the same batches each time, for what is compared by example.
+
+    Examples
+    --------
+    >>> batches = SameBatches([torch.ones(2, 3)])
+    >>> [len(batch) for batch in batches], [len(batch) for batch in batches]
+    ([2], [2])
+    """
+
+    def __init__(self, loader: Iterable[Any]) -> None:
+        self._loader = loader
+        self._digests: list[list[int]] = []
+        self._known = False
+
+    def __length_hint__(self) -> int:
+        return length_hint(self._loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Give the batches; ValueError for one that is not what it was in the first reading."""
+        for number, batch in enumerate(self._loader):
+            digest = [_digest(each) for each in tree_leaves(batch) if isinstance(each, Tensor)]
+            if not self._known:
+                self._digests.append(digest)
+            elif self._digests[number : number + 1] != [digest]:
+                raise ValueError(
+                    f"loader: batch {number} is not what it was when the loader was read first: it shuffles, or "
+                    "changes examples at random; give a DataLoader with shuffle=False, or a list of batches"
+                )
+            yield batch
+        self._known = True
+
+
+def _digest(tensor: Tensor) -> int:
+    """A number that tells the bytes of a tensor."""
+    raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+    return zlib.crc32(raw.numpy().tobytes())
+
+
 def predicted(model: Callable[..., Any], inputs: Inputs) -> Tensor:
     """The class that a model gives each example, ``(examples,)``: the largest of the output's second axis.
 
@@ -155,7 +203,8 @@ def predicted(model: Callable[..., Any], inputs: Inputs) -> Tensor:
     >>> predicted(lambda x: x, torch.tensor([[0.0, 2.0], [3.0, 1.0]]))
     tensor([1, 0])
     """
-    output = chosen(called(model, inputs))
+    with undisturbed(model, {}, frozen=False):
+        output = chosen(called(model, usable_by_autograd(inputs)))
     if output.dim() != 2 or output.shape[1] == 1:
         shape = tuple(output.shape)
         way = "; with one number a row there is no class to choose: take a threshold of your own" * (output.dim() < 3)

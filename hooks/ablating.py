@@ -4,15 +4,19 @@
 its features. Everything behind it is computed from that.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, TypeAlias
+from numbers import Real
+from threading import get_ident
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 
 from conductance.hooks.batching import module_batch_axis
+from conductance.hooks.capturing import Side, in_backward
 from conductance.hooks.eager import uncompiled
 from conductance.hooks.handed_on import AxisOf, handed_on
 from conductance.hooks.points import HookPoint
@@ -55,6 +59,11 @@ def ablate(
     TypeError
         A value or units of another kind.
 
+    Warns
+    -----
+    UserWarning
+        On leaving: the model ran, but one of the layers did not.
+
     Notes
     -----
     The axis of the units is the point's own, else that of the module's class, else that of the operator before it in
@@ -94,8 +103,16 @@ def ablate(
                     tensor = hold(point, tensor, axis_of)
             return tensor
 
-        with substitute(modules, requests, held):
+        with _Holding(modules, requests, held) as holding:
             yield
+    idle = next((hold.point.name for hold in holds if holding.ran and not hold.met), None)
+    if idle is not None:
+        warnings.warn(
+            f"the model ran, but {idle!r} did not, so that none of its units was held: its weights are read without a "
+            "call (as by nn.MultiheadAttention), or another branch was taken",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def hold_units(
@@ -140,12 +157,35 @@ def hold_units(
     return torch.where(mask.reshape(shape), value, tensor)
 
 
+class _Holding(substitute):
+    """Holds units also where checkpointing runs modules again, in the backward pass."""
+
+    ran = False
+
+    def _entered(self, _module: nn.Module, _args: Any) -> None:
+        super()._entered(_module, _args)
+        self.ran = self.ran or not self._is_other_run()
+
+    def _is_other_run(self) -> bool:
+        return get_ident() != self._thread and not in_backward()
+
+    def _tap_all(self, key: tuple[str, Side], requests: list[HookPoint], tree: Any) -> Any:
+        called = next((request for request in requests if request.call is not None), None)
+        if called is not None and in_backward():
+            raise ValueError(
+                f"units: {called.name!r} is one call of a module that runs again in the backward pass (checkpointing), "
+                f"where calls cannot be told apart; hold {called.module!r}, or switch checkpointing off"
+            )
+        return super()._tap_all(key, requests, tree)
+
+
 class _Hold:
     """The units of one request, and what they are held at."""
 
     def __init__(self, point: HookPoint, module: nn.Module, units: Any, value: Any, key: Any) -> None:
         self.point = point
         self.module = module
+        self.met = False
         self.units = _as_tensor(units, point.name)
         if isinstance(value, Mapping):
             found = [name for name in (key, point.name) if name in value]
@@ -155,10 +195,10 @@ class _Hold:
                     f"value has none for {point.name!r}, only for {given}; give one for each layer of units"
                 )
             value = value[found[0]]
-        if isinstance(value, bool) or not isinstance(value, float | int | Tensor):
+        if isinstance(value, bool) or not isinstance(value, Real | Tensor):
             kind = type(value).__name__
             raise TypeError(f"value for {point.name!r} is a {kind}; expected a number, a tensor, or a dict by layer")
-        self.value: HeldValue = value
+        self.value = cast("HeldValue", value)
 
     def means(self, point: HookPoint) -> bool:
         """Whether a tensor's point is one that was requested."""
@@ -167,6 +207,7 @@ class _Hold:
         return same and point.index[: len(mine.index)] == mine.index
 
     def __call__(self, point: HookPoint, tensor: Tensor, axis_of: AxisOf) -> Tensor:
+        self.met = True
         single = point.index == self.point.index or (point.side == "in" and point.index == (0,))
         if not single:
             raise ValueError(

@@ -115,7 +115,7 @@ class capture:
             if isinstance(self._root, nn.Module) and takes_hooks(self._root):
                 handles.callback(self._root.register_forward_pre_hook(self._entered, prepend=True).remove)
             for (name, side), requests in self._requests.items():
-                handles.callback(self._register(name, side, requests).remove)
+                handles.callback(self._register(name, side, requests))
             self._handles = handles.pop_all()
         self.restart()
         return self
@@ -146,20 +146,21 @@ class capture:
         """Whether the model runs inside a backward pass, or for someone else in another thread."""
         return in_backward() or get_ident() != self._thread
 
-    def _register(self, name: str, side: Side, requests: list[HookPoint]) -> RemovableHandle:
+    def _register(self, name: str, side: Side, requests: list[HookPoint]) -> Callable[[], None]:
         def after(_module: nn.Module, _args: Any, output: Any) -> Any:
             return None if self._is_other_run() else self._tap_all((name, side), requests, output)
 
-        def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if self._is_other_run():
+        # another thread may meet the hook before torch has noted that it takes keywords
+        def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
+            if self._is_other_run() or kwargs is None:
                 return None
             changed = self._tap_all((name, side), requests, inputs_tree(args, kwargs))
             return None if changed is None else inputs_again(changed, args)
 
         module = self._modules[name]
         if side == "in":
-            return module.register_forward_pre_hook(before, with_kwargs=True, prepend=self._prepend)
-        return module.register_forward_hook(after, prepend=self._prepend)
+            return module.register_forward_pre_hook(before, with_kwargs=True, prepend=self._prepend).remove
+        return module.register_forward_hook(after, prepend=self._prepend).remove
 
     def _tap_all(self, key: tuple[str, Side], requests: list[HookPoint], tree: Any) -> Any:
         """Tap what the requests mean in one call; the changed tree where a copy goes on, else None."""

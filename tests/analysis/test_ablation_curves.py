@@ -161,7 +161,7 @@ def test_area_is_the_trapezoid() -> None:
     assert curve.attrs["units"] == 7
     assert curve.attrs["examples"] == 6
     assert curve.attrs["value"] == "baseline"
-    with pytest.raises(ValueError, match="curve has no column 'seed'"):
+    with pytest.raises(ValueError, match=r"curve lacks the columns \['seed'\]"):
         curve_area(curve.drop(columns="seed"))
 
 
