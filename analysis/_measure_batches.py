@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from conductance._progress import progress_bar
 from conductance._requests import checked_rules
 from conductance.analysis._measure_captum import deeplift_values, influence_values
 from conductance.analysis._measure_values import PRODUCTS, Values, end_values, infos_of
@@ -77,12 +78,10 @@ def values_by_batch(
     progress: bool = False,
 ) -> Iterator[dict[str, Values]]:
     """For each batch, measure and layer, the signed values ``(examples, units)`` in float64."""
-    from tqdm.auto import tqdm
-
     single = isinstance(inputs, Tensor | Mapping | tuple)
     given: Iterable[Batch] = [Batch(inputs, None)] if single else batches(inputs, device_of(model))
     total = None if single else length_hint(inputs) or None
-    for batch in tqdm(given, desc="measures", unit="batch", total=total, disable=not progress):
+    for batch in progress_bar(progress, "measures", "batch", total=total, given=given):
         known = single and not isinstance(target, str)
         explained: Any = target if known else batch.target(target, model)
         yield _of_batch(model, batch, layers, explained, options)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from conductance._outputs import classes_of, everything
+from conductance._progress import progress_bar
 from conductance._result_layers import counted
 from conductance.analysis._ablation_sets import FIRST as FIRST
 from conductance.analysis._ablation_sets import LAST as LAST
@@ -215,7 +216,7 @@ def unit_effects(
     with interventions(
         model, loader, layers, target=target, baselines=baselines, path_from=path_from,
         internal_batch_size=internal_batch_size,
-    ) as (runner, each), _bar(progress, "ablation") as bar:  # fmt: skip
+    ) as (runner, each), progress_bar(progress, "ablation", "example") as bar:  # fmt: skip
         wanted = wanted_units(units, runner.layers)
         for batch, function in each:
             examples = runner.on(batch, baselines=baselines, value=value)
@@ -307,7 +308,7 @@ def ablation_curve(
     with interventions(
         model, loader, named if layers is None else layers, target=target, baselines=baselines, path_from=path_from,
         internal_batch_size=internal_batch_size,
-    ) as (runner, each), _bar(progress, "ablation") as bar:  # fmt: skip
+    ) as (runner, each), progress_bar(progress, "ablation", "example") as bar:  # fmt: skip
         plan = CurveSets.of(ranking, runner.layers, steps, random, seed)
         totals, count = np.zeros((len(plan.sets) + 2, 2)), 0
         for batch, function in each:
@@ -382,9 +383,3 @@ def _score_and_accuracy(function: TargetFunction, batch: Batch) -> Reading:
         return torch.stack([score, right], 1)
 
     return reading
-
-
-def _bar(progress: bool, text: str) -> Any:
-    from tqdm.auto import tqdm
-
-    return tqdm(desc=text, unit="example", disable=not progress)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from conductance._progress import progress_bar
+
 #: Digits kept for testing; the others train the network.
 TEST_IMAGES = 500
 
@@ -89,8 +91,6 @@ def train(digits: Digits, *, epochs: int = 15, seed: int = 0, progress: bool = F
     ValueError
         If ``epochs`` is below 1.
     """
-    from tqdm.auto import tqdm
-
     if epochs < 1:
         msg = f"epochs is {epochs}, expected at least 1."
         raise ValueError(msg)
@@ -98,7 +98,7 @@ def train(digits: Digits, *, epochs: int = 15, seed: int = 0, progress: bool = F
         torch.manual_seed(seed)
         model = digit_net()
         optimizer = torch.optim.Adam(model.parameters(), lr=4e-3)
-        for _ in tqdm(range(epochs), desc="training", unit="epoch", disable=not progress):
+        for _ in progress_bar(progress, "training", "epoch", given=range(epochs)):
             for batch in torch.randperm(len(digits.train_labels)).split(64):
                 optimizer.zero_grad()
                 logits = model(digits.train_images[batch])

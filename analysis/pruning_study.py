@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from conductance._progress import progress_bar
 from conductance.analysis._training import Score, score, seeded, trained
 from conductance.analysis.measures import MEASURES, unit_scores
 from conductance.analysis.pruning import PrunedUnits, prune_units
@@ -111,14 +112,15 @@ def pruning_experiment(
     1    random     0.5     0       False  zero      2
     """
     import pandas as pd
-    from tqdm.auto import tqdm
 
     rankings = _criteria(criteria)
     study = _Study(model, train, test, layers, target, baselines, path_from, rtol, fine_tune)
     study.check()
     amounts, seeds, values = _amounts(amounts), _seeds(seeds), _values(value)
     rows: list[dict[str, Any]] = []
-    with tqdm(total=len(seeds) * len(rankings) * len(values) * len(amounts), unit="model", disable=not progress) as bar:
+    with progress_bar(
+        progress, "pruning", "model", total=len(seeds) * len(rankings) * len(values) * len(amounts)
+    ) as bar:
         for number, seed in enumerate(seeds):
             whole = study.model_of(seed)
             if not number:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conductance._dataset_groups import checked_groups
+from conductance._progress import progress_bar
 from conductance.analysis._report_curves import ablation_part, check_curves, groups_part, saturation_part
 from conductance.analysis._report_flows import check_flows, check_neurons, flow_part, pixels_part
 from conductance.analysis._report_parts import classes_part, facts_of, layers_part, units_part
@@ -115,8 +116,6 @@ def write_report(
     >>> "<h1>Conductance report</h1>" in text
     True
     """
-    from tqdm.auto import tqdm
-
     left_out = _checked(result, groups)
     check_top(top)
     path = _checked_path(path)
@@ -131,7 +130,7 @@ def write_report(
     check_curves(ablations, saturations)
     page: dict[str, Any] = {"title": title, "code": code, "ranked": names[-1], "classes": [], "grouped": None}
     page["facts"] = {**(facts or {}), **facts_of(result, left_out)}
-    with tqdm(total=len(names) + len(flows) + 4, desc="report", unit="part", disable=not progress) as bar:
+    with progress_bar(progress, "report", "part", total=len(names) + len(flows) + 4) as bar:
         page["layers"] = layers_part(result)
         bar.update()
         page["units"] = []

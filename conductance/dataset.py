@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from conductance._fingerprint import fingerprint, told_apart
+from conductance._progress import progress_bar
 from conductance._requests import checked_rules
 from conductance._telling import in_batch
 from conductance.arguments import Arguments, Inputs
@@ -210,10 +211,8 @@ def _groups(group_by: Any, batch: Batch, classes: Tensor | None) -> Any:
 
 def _bar(loader: Iterable[Any], progress: bool) -> Any:
     """A progress bar of examples, with an end where the loader tells how many there are."""
-    from tqdm.auto import tqdm
-
     total = _size(loader) if progress else None
-    return tqdm(total=total, desc="conductance", unit="example", disable=not progress)
+    return progress_bar(progress, "conductance", "example", total=total)
 
 
 def _size(loader: Any) -> int | None:

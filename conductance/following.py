@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from conductance._progress import progress_bar
 from conductance.flights import Rules
 from conductance.quadrature import PathRule
 from conductance.replay import Replayed, Rows, replay
@@ -79,14 +80,12 @@ class TwoRuns:
         name
             What the progress bar says.
         """
-        from tqdm.auto import tqdm
-
         if self.interrupted:
             return
         nodes, first, found = self._nodes, self._accepted(), list(self.pilot.status)
         path = self.ready.path
         still = path.still.tolist()
-        with tqdm(total=path.batch, desc=name, unit="example", disable=not self.progress) as bar:
+        with progress_bar(self.progress, name, "example", total=path.batch) as bar:
             try:
                 for left in reversed(range(ROUNDS)):
                     ratios: dict[int, float] = {}

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from conductance._progress import progress_bar
 from conductance._reporting import settings_of
 from conductance._requests import checked_rules
 from conductance.arguments import Inputs
@@ -81,8 +82,6 @@ def path_curves(
 
     Parameters are those of `conductance.total_conductance`, and so are the errors raised; ``steps`` is at least 2.
     """
-    from tqdm.auto import tqdm
-
     _check_steps(steps)
     rules = checked_rules(None, 0.0, None, MOST_EVALUATIONS, internal_batch_size)
     with prepared(
@@ -98,7 +97,7 @@ def path_curves(
         most=rules.rows,
     ) as ready:
         walk = _Walk(ready, steps, rules.rows)
-        with tqdm(total=ready.path.batch, desc="path", unit="example", disable=not progress) as bar:
+        with progress_bar(progress, "path", "example", total=ready.path.batch) as bar:
             try:
                 for examples in walk.run():
                     bar.update(examples)

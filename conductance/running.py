@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from conductance._progress import progress_bar
 from conductance._requests import check_mode, fewest_rows, named_points, usable_points
 from conductance.arguments import Arguments, Inputs
 from conductance.baselines import Baseline
@@ -200,10 +201,8 @@ class Run:
 
     def execute(self, progress: bool, examples: Sequence[int] | None = None) -> bool:
         """Run all examples, or some, to the end, or until the user interrupts; whether that happened."""
-        from tqdm.auto import tqdm
-
         every = range(self.path.batch)
-        with tqdm(total=len(examples or every), desc="conductance", unit="example", disable=not progress) as bar:
+        with progress_bar(progress, "conductance", "example", total=len(examples or every)) as bar:
             try:
                 if progress:
                     self.engine.ran = partial(_show, bar)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from conductance._progress import progress_bar
 from conductance._reporting import settings_of, warn
 from conductance._requests import checked_rules
 from conductance._weight_layers import WeightLayers
@@ -253,13 +254,11 @@ class _Work:
         done_before: Sequence[int] = (),
     ) -> None:
         """Sum the products over all rows, to sums that there are; an example counts when its last row is in."""
-        from tqdm.auto import tqdm
-
         sums = {name: WeightSums(module) for name, module in self.modules.items()}
         done: list[int] = []
         waiting: list[int] = []
         each = self.ready.path.per_example
-        with tqdm(total=len(nodes) // each, desc="weights", unit="example", disable=not progress) as bar:
+        with progress_bar(progress, "weights", "example", total=len(nodes) // each) as bar:
             try:
                 for pieces in packed(nodes, self.run.rows):
                     batch = Rows(pieces, each)
