@@ -22,8 +22,8 @@ SERIES = (POSITIVE, NEGATIVE, "#149a75", "#c765a8", "#9a8600", "#37b0e0", "#8f6f
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 #: Inches of a new figure of curves.
 CURVES = (7.0, 4.2)
-#: Opacity of a band, and points of a curve up to which they are marked.
-BAND, _FEW = 0.3, 24
+#: Opacity of a band and, where several may lie over each other, of its inside and its edges; points that are marked.
+BAND, _INSIDE, _EDGE, _FEW = 0.3, 0.15, 0.5, 24
 
 
 def new_axes(width: float, height: float) -> "Axes":
@@ -134,7 +134,8 @@ def draw_range(ax: "Axes", table: "pd.DataFrame", label: str | None, style: dict
     ax.plot(places, table.mean(axis=1).to_numpy(), label=legend_label(label), **style)
     if table.shape[1] > 1:
         low, high = table.min(axis=1).to_numpy(), table.max(axis=1).to_numpy()
-        ax.fill_between(places, low, high, color=style["color"], alpha=BAND, linewidth=0)
+        inside, edge = ((style["color"], opacity) for opacity in (_INSIDE, _EDGE))
+        ax.fill_between(places, low, high, facecolor=inside, edgecolor=edge, linewidth=0.5)
 
 
 def as_array(values: Any) -> Floats:
