@@ -7,19 +7,14 @@ from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import activation, batchnorm, dropout, instancenorm, pooling
 
 from conductance.analysis._measure_values import infos_of
 from conductance.errors import ConductanceError
-from conductance.hooks import HookPoint, PointInfo, hold
+from conductance.hooks import HookPoint, PointInfo, hold, keeps_units
 from conductance.running import Prepared
 
 _Convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _Transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-#: Modules of these files of torch give as many units as they take, each made of the one of the same number …
-_KEEPING = {one.__name__ for one in (activation, batchnorm, dropout, instancenorm, pooling)}
-#: … but for these.
-_MIXING = (nn.MultiheadAttention, nn.GLU)
 
 Key = tuple[str, int, str]
 
@@ -97,9 +92,7 @@ def _made_by(key: Key, tensors: dict[Key, Tensor]) -> Key | None:
 
 
 def _known(module: nn.Module) -> bool:
-    if isinstance(module, (nn.Linear, nn.Identity, *_Convolutions, *_Transposed)):
-        return True
-    return type(module).__module__ in _KEEPING and not isinstance(module, _MIXING)
+    return isinstance(module, (nn.Linear, *_Convolutions, *_Transposed)) or keeps_units(module)
 
 
 def _key(point: HookPoint) -> Key:

@@ -2,6 +2,7 @@
 
 from conductance.hooks.ablating import ablate, hold_units
 from conductance.hooks.capturing import Consumer, capture, in_backward
+from conductance.hooks.handed_on import keeps_units
 from conductance.hooks.heads import AttentionPoints, attention_points
 from conductance.hooks.holding import hold
 from conductance.hooks.listing import PointTable, list_points
@@ -34,6 +35,7 @@ __all__ = [
     "hold",
     "hold_units",
     "in_backward",
+    "keeps_units",
     "list_points",
     "names_run",
     "path_point",

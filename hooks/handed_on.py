@@ -65,7 +65,7 @@ def handed_on(modules: Mapping[str, nn.Module]) -> Iterator[AxisOf]:
         axis = None if module is None else module_unit_axis(module, output.ndim)
         if axis is None:
             axis = known.get(output)
-        if axis is None and module is not None and _keeps(module):
+        if axis is None and module is not None and keeps_units(module):
             axis = taken.get(module)
         return axis if axis is None or axis < output.ndim else None
 
@@ -77,8 +77,14 @@ def handed_on(modules: Mapping[str, nn.Module]) -> Iterator[AxisOf]:
         yield axis_of
 
 
-def _keeps(module: nn.Module) -> bool:
-    """Whether units of the output are those of the input, in the same place."""
+def keeps_units(module: nn.Module) -> bool:
+    """Whether units of the output are those of the input, each in the same place.
+
+    Examples
+    --------
+    >>> keeps_units(nn.ReLU()), keeps_units(nn.MaxPool2d(2)), keeps_units(nn.GLU()), keeps_units(nn.Flatten())
+    (True, True, False, False)
+    """
     if isinstance(module, nn.Identity):
         return True
     return type(module).__module__ in _KEEPING and not isinstance(module, _MIXING)
